@@ -1,0 +1,1 @@
+"""One script a question; each a pure function of its config."""

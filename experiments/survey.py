@@ -1,0 +1,377 @@
+"""Can synthetic images replace real ones, and what does each release give away?
+
+Trains every generator on private images, releases the generator, synthetic images and a
+classifier, and attacks each release with shadow pipelines; beside them a classifier
+trained on the private images, without and with differential privacy.
+
+    python -m experiments.survey smoke     about a minute, tiny images
+    python -m experiments.survey demo      under 5 minutes on 2 cores
+    python -m experiments.survey full      hours on 2 cores; meant for an accelerator
+
+What to expect of every preset: the memoriser's images are recognised (AUC above 0.95),
+those of the independent generator are not (0.5 within its interval), and the membership
+drawn anew reads 0.5. It prints the path of an HTML report.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+
+from ppds_jax import devices
+from ppds_jax.attacks.game import half_design
+from ppds_jax.attacks.observe import (
+    Questions,
+    classifier_observer,
+    images_observer,
+    more_samples,
+)
+from ppds_jax.attacks.score import ATTACKS
+from ppds_jax.attacks.signals import SIGNALS
+from ppds_jax.classifiers import CNN, DPCNN
+from ppds_jax.data.load import Images, load
+from ppds_jax.generators import ALL, VAE, ClassMean, DPMerf, Independent, Memoriser
+from ppds_jax.harness import config
+from ppds_jax.harness.progress import progress
+from ppds_jax.harness.report import curve_name, write_report
+from ppds_jax.harness.run import Row, Run, plain
+from ppds_jax.harness.shadows import Result, Shadows, Subject
+from ppds_jax.metrics.leakage import Leakage, leakage
+from ppds_jax.metrics.roc import Roc, roc
+from ppds_jax.pipeline import classification, generation, guarantees, sampling
+from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
+from ppds_jax.sampling.balanced import Balanced
+from ppds_jax.types import Budget, Dataset, DataSpec, InputError, Published
+
+FPR = 0.01
+REAL, DP = "real_classifier", "dp_classifier"  # releases without a generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is surveyed.
+
+    Attributes:
+      data: a data set (see `ppds_jax.data.load`).
+      num_private: images that are audited; each model trains on half of them.
+      num_population: further images, in no training set, for attacks that need them.
+      num_shadows: models of each pipeline; even, at least 4.
+      generators: what to survey: VAE, DPMerf(features=2000), my_file.py:MyGenerator ...
+      sampler: how the released images are drawn.
+      classifier: trained on real and on synthetic images, and by the attacker.
+      dp_classifier: trained on real images with differential privacy.
+      more_samples: how many times the released number of images an attacker draws from
+        a released generator.
+      epsilon: privacy budget of each private method.
+      delta: of the budget.
+      num_resamples: of the bootstrap.
+      seed: decides membership, training, noise and attacks.
+    """
+
+    data: str = "fashion_mnist_5k"
+    num_private: int = 2000
+    num_population: int = 1000
+    num_shadows: int = 16
+    generators: Annotated[tuple[Any, ...], config.methods_from(ALL)] = (
+        VAE(),
+        DPMerf(),
+        ClassMean(),
+        Memoriser(),
+        Independent(),
+    )
+    sampler: Balanced = field(default_factory=Balanced)
+    classifier: CNN = field(default_factory=CNN)
+    dp_classifier: DPCNN = field(default_factory=DPCNN)
+    more_samples: int = 4
+    epsilon: float = 10.0
+    delta: float = 1e-5
+    num_resamples: int = 200
+    seed: int = 0
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "smoke": (
+        "8x8 digits, 4 shadows: shows that everything runs",
+        Config(
+            data="digits",
+            num_private=400,
+            num_population=200,
+            num_shadows=4,
+            generators=(
+                VAE(epochs=5),
+                DPMerf(features=200, num_steps=50),
+                ClassMean(),
+                Memoriser(),
+                Independent(),
+            ),
+            classifier=CNN(epochs=10),
+            dp_classifier=DPCNN(epochs=5),
+            more_samples=2,
+            num_resamples=50,
+        ),
+    ),
+    "demo": ("Fashion-MNIST, 16 shadows, under 5 minutes on 2 cores", Config()),
+    "full": (
+        "all embedded images, 64 shadows, longer training",
+        Config(
+            num_private=4000,
+            num_shadows=64,
+            generators=(
+                VAE(epochs=100, width=32),
+                DPMerf(features=4000, num_steps=4000),
+                ClassMean(),
+                Memoriser(),
+                Independent(),
+            ),
+            classifier=CNN(epochs=60, width=32, hidden=128),
+            num_resamples=1000,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyRow(Leakage):
+    """One release of one subject under one attack.
+
+    `accuracy` is the mean over models, on real test images, of the classifier that the
+    release is or yields, and `accuracy_std` its standard deviation over models.
+    """
+
+    data: str
+    subject: str
+    release: str
+    signal: str
+    attack: str
+    control: str
+    accuracy: float
+    accuracy_std: float
+    epsilon: float
+    delta: float
+    neighbours: str
+    notes: tuple[str, ...]
+    method: str
+    num_shadows: int
+    num_private: int
+    num_members: int
+    num_released: int
+
+
+def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
+    """Runs the survey, or serves the rows of a finished run with the same config.
+
+    Raises:
+      InputError: anything wrong with the config or the data, before any training.
+    """
+    runtime = runtime or config.Runtime()
+    images = load(cfg.data)
+    _check(cfg, images)
+    here = Run(
+        runtime, "survey", cfg, config.code(), Path(__file__).read_text(), *images[1:5]
+    )
+    rows = here.rows()
+    if rows is None:
+        devices.prepare()
+        rows = _compute(cfg, images, here, runtime)
+    print(write_report(here.path, rows))
+    return rows
+
+
+def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
+    shadows = _shadows(cfg, images, runtime)
+    subjects = _subjects(cfg, images)
+    here.start()
+    results = {}
+    with progress(sum(map(shadows.cost, subjects)), "shadow models") as done:
+        for subject in subjects:
+            results[subject.name] = shadows.run(subject, done)
+    rows, curves = [], {}
+    with progress(len(subjects), "attacks") as done:
+        for subject in subjects:
+            for row, curve in _attacked(cfg, subject, results[subject.name], shadows):
+                rows.append(plain(row))
+                curves[curve_name(rows[-1])] = np.stack([curve.fpr, curve.tpr])
+            done(1)
+    here.save("curves", curves)
+    here.save("samples", _pictures(images, shadows, results))
+    here.finish(rows)
+    return rows
+
+
+def _check(cfg: Config, images: Images) -> None:
+    """Refuses what would fail later, by the name of the field."""
+    check_budget(Budget(cfg.epsilon, cfg.delta))
+    wanted = cfg.num_private + cfg.num_population
+    if cfg.num_private < 4 * images.num_classes or cfg.num_private % 2:
+        raise InputError(
+            f"num_private={cfg.num_private}: must be even, and at least 4 for each of "
+            f"the {images.num_classes} classes"
+        )
+    if cfg.num_population < 1:
+        raise InputError(f"num_population={cfg.num_population}: must be at least 1")
+    if wanted > len(images.x_train):
+        raise InputError(
+            f"num_private={cfg.num_private} and num_population={cfg.num_population}: "
+            f"{cfg.data} has only {len(images.x_train)} training images"
+        )
+    if cfg.num_shadows < 4 or cfg.num_shadows % 2:
+        raise InputError(f"num_shadows={cfg.num_shadows}: must be even and at least 4")
+    for name in ("more_samples", "num_resamples"):
+        if getattr(cfg, name) < 1:
+            raise InputError(f"{name}={getattr(cfg, name)}: must be at least 1")
+    names = [_name(generator) for generator in cfg.generators]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"generators: {', '.join(twice)} is there twice")
+
+
+def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
+    """Chooses the private and the population images, and who is in which model."""
+    split_key, member_key = jax.random.split(jax.random.key(cfg.seed))
+    order = np.asarray(jax.random.permutation(split_key, len(images.x_train)))
+    private = order[: cfg.num_private]
+    asked = order[: cfg.num_private + cfg.num_population]
+    label = images.y_train[private]
+    count = np.bincount(label, minlength=images.num_classes)
+    if count.min() < 4:
+        raise InputError(
+            f"num_private={cfg.num_private}: class {count.argmin()} has only "
+            f"{count.min()} private images; with half of them a class may have no "
+            "members: audit more images"
+        )
+    return Shadows(
+        data=Dataset(images.x_train[private], label, np.ones(len(label), bool)),
+        member=half_design(member_key, label, cfg.num_shadows),
+        questions=Questions(
+            images.x_train[asked], images.y_train[asked], images.x_test, images.y_test
+        ),
+        seed=cfg.seed,
+        runtime=runtime,
+    )
+
+
+def _name(generator: Any) -> str:
+    return type(generator).__name__
+
+
+def _subjects(cfg: Config, images: Images) -> list[Subject]:
+    """Real classifiers, then each generator's pipeline, with what attacks them."""
+    members = cfg.num_private // 2
+    spec = DataSpec(images.x_train.shape[1:], images.num_classes, members)
+    budget = Budget(cfg.epsilon, cfg.delta)
+    sampler = cfg.sampler.make(spec)
+    released = cfg.sampler.num_images or members
+    more = replace(cfg.sampler, num_images=cfg.more_samples * released).make(spec)
+    classifier = cfg.classifier.make(replace(spec, num_members=released), budget)
+    real = cfg.classifier.make(spec, budget)
+    private = cfg.dp_classifier.make(spec, budget)
+    # one of each, so that all pipelines share the compiled program
+    classify, look = classification(classifier), classifier_observer(classifier)
+    look_at_images = images_observer(classifier)
+    subjects = [
+        Subject(
+            name,
+            (method, spec, budget),
+            (classification(made),),
+            Published(classifier=(classifier_observer(made),)),
+            guarantees(None, None, made),
+        )
+        for name, method, made in (
+            (REAL, cfg.classifier, real),
+            (DP, cfg.dp_classifier, private),
+        )
+    ]
+    for method in cfg.generators:
+        generator = method.make(spec, budget)
+        subjects.append(
+            Subject(
+                _name(method),
+                (method, cfg.sampler, cfg.classifier, spec, budget),
+                (generation(generator), sampling(generator, sampler), classify),
+                Published(
+                    (more_samples(generator, more), look_at_images),
+                    (look_at_images,),
+                    (look,),
+                ),
+                guarantees(generator, sampler, classifier),
+            )
+        )
+    return subjects
+
+
+CONTROLS = {"Memoriser": "AUC near 1", "Independent": "AUC 0.5"}
+ANEW = "membership drawn anew: AUC 0.5"
+
+
+def _attacked(
+    cfg: Config, subject: Subject, result: Result, shadows: Shadows
+) -> Iterator[tuple[SurveyRow, Roc]]:
+    """Every attack on every signal of every release, with its ROC curve."""
+    designs = {CONTROLS.get(subject.name, ""): shadows.member}
+    if subject.name == REAL:
+        key = jax.random.fold_in(jax.random.key(cfg.seed), cfg.num_shadows)
+        label = np.asarray(shadows.data.label)
+        designs[ANEW] = half_design(key, label, cfg.num_shadows)
+    for release, seen in result.observations.items():
+        guarantee = getattr(subject.guarantees, release)
+        spent = epsilon(guarantee, cfg.delta)
+        for (name, phi), attack in product(seen.phi.items(), ATTACKS):
+            audited, population = np.split(phi, [cfg.num_private], axis=1)
+            for control, member in designs.items():
+                score = attack.score(audited, member, population, SIGNALS[name])
+                leaked = leakage(
+                    score, member, fpr=FPR, num_resamples=cfg.num_resamples
+                )
+                row = SurveyRow(
+                    **asdict(leaked),
+                    data=cfg.data,
+                    subject=subject.name,
+                    release=release,
+                    signal=name,
+                    attack=attack.name,
+                    control=control,
+                    accuracy=float(seen.accuracy.mean()),
+                    accuracy_std=float(seen.accuracy.std()),
+                    epsilon=spent,
+                    delta=cfg.delta,
+                    neighbours=NAMES[guarantee.neighbours],
+                    notes=guarantee.notes,
+                    method=config.describe(subject.config[0]),
+                    num_shadows=cfg.num_shadows,
+                    num_private=cfg.num_private,
+                    num_members=cfg.num_private // 2,
+                    num_released=_released(result),
+                )
+                yield row, roc(score, member)
+
+
+def _released(result: Result) -> int:
+    images = result.first.images
+    return 0 if images is None else len(images.label)
+
+
+def _pictures(images: Images, shadows: Shadows, results: dict[str, Result]) -> dict:
+    """Ten images of each class, [classes 10 h w c]: private, then of each generator."""
+    member = shadows.member[0]
+    sources = {
+        "private images": (shadows.data.image[member], shadows.data.label[member])
+    }
+    for name, result in results.items():
+        if result.first.images is not None:
+            sources[name] = result.first.images[:2]
+    return {
+        name: np.stack(
+            [
+                np.resize(x[y == c][:10], (10, *x.shape[1:]))
+                for c in range(images.num_classes)
+            ]
+        )
+        for name, (x, y) in sources.items()
+    }
+
+
+if __name__ == "__main__":
+    config.main(run, PRESETS)

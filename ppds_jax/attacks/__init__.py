@@ -1,0 +1,1 @@
+"""Membership inference: signals of each release, and calibrations over shadow models."""

@@ -1,0 +1,92 @@
+"""The robust membership inference attack, RMIA. Pure functions, NumPy in float64."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+from ppds_jax.types import InputError
+
+
+def rmia(
+    target_prob: Float[Array, " n"],
+    shadow_prob: Float[Array, "m n"],
+    shadow_member: Bool[Array, "m n"],
+    population_target: Float[Array, " z"],
+    population_shadow: Float[Array, "m z"],
+    *,
+    online: bool = False,
+    gamma: float = 1.0,
+    offline_a: float = 0.3,
+) -> Float[Array, " n"]:
+    """The share of population images z that x dominates: r_x / r_z > gamma.
+
+    r_x = p(x | target) / p(x). Online, p(x) = (mean over IN + mean over OUT) / 2;
+    offline, ((1 + a) mean over OUT + 1 - a) / 2. The population is in no shadow, so
+    that p(z) is its mean online, and the same expression offline.
+
+    Args:
+      target_prob, shadow_prob: p(x | model) in (0, 1].
+      shadow_member: which images each shadow was trained on.
+      population_target, population_shadow: p(z | model) of images in no training set
+        and not among the audited ones.
+      online: whether IN shadows are used.
+      gamma: above 0.
+      offline_a: 0 where members always reach probability 1, 1 where they gain nothing.
+
+    Returns:
+      Scores in [0, 1]. For one target they rank as `rmia_ratio`, but with ties.
+
+    Raises:
+      InputError: shapes that do not fit, probabilities outside [0, 1], a gamma <= 0,
+        or an image without a shadow on a side that is used.
+
+    **References:** Zarifzadeh, Liu and Shokri, Low-Cost High-Power Membership
+    Inference Attacks, 2024, arXiv 2312.03262, equations 2 to 4 and appendix B.
+    """
+    if not gamma > 0:
+        raise InputError(f"gamma={gamma}: must be above 0")
+    options = {"online": online, "offline_a": offline_a}
+    ratio = rmia_ratio(target_prob, shadow_prob, shadow_member, **options)
+    outside = np.zeros(np.shape(population_shadow), bool)
+    reference = rmia_ratio(population_target, population_shadow, outside, **options)
+    below = np.searchsorted(np.sort(reference), ratio - np.log(gamma), side="left")
+    return below / reference.size
+
+
+def rmia_ratio(
+    target_prob: Float[Array, " n"],
+    shadow_prob: Float[Array, "m n"],
+    shadow_member: Bool[Array, "m n"],
+    *,
+    online: bool = False,
+    offline_a: float = 0.3,
+) -> Float[Array, " n"]:
+    """log r_x = log p(x | target) - log p(x): ranks without ties. See `rmia`.
+
+    Where an image has no IN shadow at all, online p(x) is its mean over OUT.
+    """
+    target = np.asarray(target_prob, np.float64)
+    shadows = np.asarray(shadow_prob, np.float64)
+    member = np.asarray(shadow_member, bool)
+    if shadows.shape != member.shape or shadows.shape[1:] != target.shape:
+        raise InputError(
+            f"target_prob {target.shape}, shadow_prob {shadows.shape}, shadow_member "
+            f"{member.shape}: must be [n], [m n] and [m n]"
+        )
+    for name, value in (("target_prob", target), ("shadow_prob", shadows)):
+        if not ((value >= 0) & (value <= 1)).all():
+            raise InputError(f"{name}: probabilities must lie in [0, 1]")
+    if member.all(0).any():
+        raise InputError(
+            f"shadow_member: {member.all(0).sum()} images have no OUT shadow; train "
+            "more shadows, or audit other images"
+        )
+    mean_out = np.where(member, 0, shadows).sum(0) / (~member).sum(0)
+    if online:
+        inside = member.sum(0)
+        mean_in = np.where(member, shadows, 0).sum(0) / np.maximum(inside, 1)
+        prior = np.where(inside > 0, (mean_in + mean_out) / 2, mean_out)
+    else:
+        prior = ((1 + offline_a) * mean_out + 1 - offline_a) / 2
+    tiny = np.finfo(np.float64).tiny
+    return np.log(np.maximum(target, tiny)) - np.log(np.maximum(prior, tiny))

@@ -1,0 +1,73 @@
+"""What is read from each release: signals [n q] of membership, higher for members. JAX.
+
+Signals are stable in float32; statistics over models are taken elsewhere, in float64.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from ppds_jax.data.batches import decode, in_blocks
+from ppds_jax.types import Synthetic
+
+
+def scaled_logit(
+    logits: Float[Array, "n classes"], label: Int32[Array, " n"]
+) -> Float[Array, " n"]:
+    """log(p_y / (1 - p_y)) as z_y - logsumexp over c != y of z_c: stable at any size.
+
+    **References:** Carlini et al., Membership Inference Attacks From First Principles,
+    2022, arXiv 2112.03570, section IV.C.
+    """
+    true = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
+    others = jax.nn.logsumexp(jnp.where(true, -jnp.inf, logits), axis=-1)
+    return jnp.sum(jnp.where(true, logits, 0.0), axis=-1) - others
+
+
+def nearest(
+    synthetic: Synthetic, image: Float[Array, "n h w c"], label: Int32[Array, " n"]
+) -> Float[Array, " n"]:
+    """Minus the distance to the nearest released image of the same label.
+
+    Euclidean, in units of the largest distance possible, sqrt(h w c); -1 where no
+    image of the label was released. Computed in float32, to about 1e-3.
+    """
+    pixels = image[0].size
+    points = decode(synthetic.image).reshape(-1, pixels)
+    squares = (points**2).sum(1)
+
+    def block(image, label):
+        x = image.reshape(-1, pixels)
+        cross = jnp.matmul(x, points.T, precision="highest")
+        square = (x**2).sum(1, keepdims=True) - 2 * cross + squares[None]
+        same = (label[:, None] == synthetic.label[None]) & (synthetic.weight > 0)[None]
+        return jnp.where(same, jnp.maximum(square, 0) / pixels, 1.0).min(1)
+
+    return -jnp.sqrt(in_blocks(block, image, label, size=250))
+
+
+class Signal(NamedTuple):
+    """A signal's name, and how it is read as a probability where an attack needs one.
+
+    `probability` (NumPy, phi -> (0, 1]) is increasing, so that no information is lost.
+    """
+
+    name: str
+    probability: Callable[[np.ndarray], np.ndarray]
+
+
+def _sigmoid(phi: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -np.asarray(phi, np.float64)))
+
+
+SIGNALS = {
+    signal.name: signal
+    for signal in (
+        Signal("logit", _sigmoid),
+        Signal("nearest", lambda phi: np.exp(10 * np.asarray(phi, np.float64))),
+    )
+}

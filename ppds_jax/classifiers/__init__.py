@@ -1,0 +1,9 @@
+"""Classifiers: one file a family. The registry is computed from the union below."""
+
+from typing import get_args
+
+from ppds_jax.classifiers.cnn import CNN
+from ppds_jax.classifiers.dp_cnn import DPCNN
+
+AnyClassifier = CNN | DPCNN
+ALL = get_args(AnyClassifier)

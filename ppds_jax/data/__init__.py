@@ -1,0 +1,1 @@
+"""Data sets: loading, checks, and batches inside compiled code."""

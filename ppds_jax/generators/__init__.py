@@ -1,0 +1,15 @@
+"""Generators: one file a method. The registry is computed from the union below.
+
+Adding a method to the library: one file, and its config in the union. A method of your
+own needs neither: pass its config wherever one of these goes.
+"""
+
+from typing import get_args
+
+from ppds_jax.generators.class_mean import ClassMean
+from ppds_jax.generators.controls import Independent, Memoriser
+from ppds_jax.generators.dp_merf import DPMerf
+from ppds_jax.generators.vae import VAE
+
+AnyGenerator = VAE | DPMerf | ClassMean | Memoriser | Independent
+ALL = get_args(AnyGenerator)

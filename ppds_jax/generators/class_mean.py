@@ -1,0 +1,56 @@
+"""Noisy class means: the simplest honest private generator. Copy this file to start."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ppds_jax.data.batches import decode
+from ppds_jax.privacy import accounting
+from ppds_jax.privacy.gaussian import gaussian_release
+from ppds_jax.types import Budget, DataSpec, Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMean:
+    """Releases each class's mean image once, and samples it with public pixel noise.
+
+    **Privacy:** zero-out. The sum over the images x_i of clip(x_i, C) (x) e_{y_i} has
+    sensitivity C; divided by the public number of images it is the released mean.
+
+    Attributes:
+      clip_norm: C as a share of the largest norm possible, sqrt(h w c).
+      spread: standard deviation of the noise on each sampled pixel.
+    """
+
+    clip_norm: float = 0.4
+    spread: float = 0.2
+
+    def make(self, spec: DataSpec, budget: Budget) -> Generator:
+        bound = self.clip_norm * float(jnp.prod(jnp.array(spec.image_shape))) ** 0.5
+        run = lambda sigma: accounting.gaussian(
+            sigma,
+            accounting.ZERO_OUT,
+            accounting.PUBLIC_COUNT,
+            accounting.RECORDED_SEED,
+        )
+        sigma = accounting.calibrate(run, budget)
+
+        def init(key, data, public, start=None):
+            x = jnp.where(data.member[:, None, None, None], decode(data.image), 0.0)
+            norm = jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
+            x = x * jnp.minimum(1, bound / jnp.maximum(norm, 1e-6))
+            total = jax.ops.segment_sum(x, data.label, spec.num_classes)
+            total = gaussian_release(
+                key, total, sensitivity=bound, noise_multiplier=sigma
+            )
+            return total / (spec.num_members / spec.num_classes)
+
+        def step(key, state, data, public):
+            return state, {}
+
+        def sample(key, state, label, public):
+            noise = jax.random.normal(key, (label.size, *spec.image_shape))
+            return jnp.clip(state[label] + self.spread * noise, 0, 1)
+
+        return Generator(init, step, sample, num_steps=0, guarantee=run(sigma))

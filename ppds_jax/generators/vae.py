@@ -1,0 +1,85 @@
+"""A conditional variational autoencoder. Not private."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ppds_jax.data.batches import draw_batch
+from ppds_jax.nets.vae import decoder, encoder
+from ppds_jax.optimise import begin, descend
+from ppds_jax.privacy.accounting import non_private
+from ppds_jax.types import Budget, DataSpec, Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAE:
+    """Convolutional encoder and decoder, both given the label.
+
+    Maximises E_q(z|x,y) log p(x|z,y) - beta KL(q(z|x,y) || N(0, I)), with independent
+    Bernoulli pixels. Samples are the decoder's means.
+
+    **Privacy:** none.
+
+    **References:** Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv
+    1312.6114; Sohn, Lee and Yan, Learning Structured Output Representation using Deep
+    Conditional Generative Models, 2015.
+
+    Attributes:
+      latent: dimensions of z.
+      width: channels of the first convolution.
+      beta: weight of the divergence.
+      epochs: passes over the private images (drawn with replacement).
+      batch_size: images a step.
+      learning_rate: of Adam.
+    """
+
+    latent: int = 16
+    width: int = 16
+    beta: float = 4.0
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+    def make(self, spec: DataSpec, budget: Budget) -> Generator:
+        encode = encoder(self.latent, self.width)
+        decode = decoder(spec.image_shape, self.width)
+        optimizer = optax.adam(self.learning_rate)
+        batch_size = min(self.batch_size, spec.num_members)
+
+        def condition(label):
+            return jax.nn.one_hot(label, spec.num_classes)
+
+        def init(key, data, public, start=None):
+            if start is not None:
+                return start
+            encoder_key, decoder_key = jax.random.split(key)
+            y = jnp.zeros((1, spec.num_classes))
+            x, z = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, self.latent))
+            params = encode.init(encoder_key, x, y), decode.init(decoder_key, z, y)
+            return begin(optimizer, params)
+
+        def loss(params, key, image, label):
+            y = condition(label)
+            mean, log_var = encode.apply(params[0], image, y)
+            noise = jax.random.normal(key, mean.shape)
+            logits = decode.apply(params[1], mean + jnp.exp(log_var / 2) * noise, y)
+            distortion = optax.sigmoid_binary_cross_entropy(logits, image)
+            rate = 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var)
+            return (distortion.sum((1, 2, 3)) + self.beta * rate.sum(1)).mean()
+
+        def step(key, state, data, public):
+            batch_key, noise_key = jax.random.split(key)
+            image, label = draw_batch(batch_key, data, batch_size)
+            value, gradient = jax.value_and_grad(loss)(
+                state.params, noise_key, image, label
+            )
+            return descend(optimizer, state, gradient), {"loss": value}
+
+        def sample(key, state, label, public):
+            code = jax.random.normal(key, (label.size, self.latent))
+            return jax.nn.sigmoid(decode.apply(state.params[1], code, condition(label)))
+
+        num_steps = self.epochs * -(-spec.num_members // batch_size)
+        return Generator(init, step, sample, num_steps, non_private())

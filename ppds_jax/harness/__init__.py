@@ -1,0 +1,1 @@
+"""What surrounds an experiment: configs, run directories, progress, reports."""

@@ -1,0 +1,211 @@
+"""Configs: their identity, and how a command line becomes one.
+
+A config is a frozen dataclass that changes the result; its identity is a hash over its
+values and over the source of the code that it runs. What does not change the result
+(where to work, how to map) is `Runtime`.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import ppds_jax
+from ppds_jax.devices import Mode
+from ppds_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """How an experiment runs; none of it changes the result.
+
+    Attributes:
+      work_dir: where runs are kept.
+      mode: how shadow models are mapped (see `ppds_jax.devices.map_shadows`).
+      at_once: shadow models in one vmap on each device.
+    """
+
+    work_dir: Path = Path("runs")
+    mode: Mode = "auto"
+    at_once: int = 16
+
+
+def as_json(value: Any) -> Any:
+    """A config as plain JSON values, each dataclass with the name of its class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"class": type(value).__qualname__} | as_json(fields)
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and value in (float("inf"), -float("inf")):
+        return str(value)
+    return value if isinstance(value, (int, float, str, type(None))) else str(value)
+
+
+def identity(*values: Any) -> str:
+    """A short hash of configs, of arrays' bytes and of the code that configs name."""
+    digest = hashlib.sha256()
+    for value in values:
+        if hasattr(value, "tobytes"):
+            digest.update(str((value.dtype, value.shape)).encode() + value.tobytes())
+        else:
+            digest.update(json.dumps(as_json(value), sort_keys=True).encode())
+    for path in sorted({path for value in values for path in _sources(value)}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _sources(value: Any) -> Iterable[Path]:
+    """The files, outside this package, that define the classes of a config."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _sources(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if not type(value).__module__.startswith(ppds_jax.__name__ + "."):
+            yield Path(inspect.getfile(type(value)))
+        for field in dataclasses.fields(value):
+            yield from _sources(getattr(value, field.name))
+
+
+def code(*excluded: str) -> str:
+    """A hash of this package's source, without the named sub-packages."""
+    root = Path(inspect.getfile(ppds_jax)).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] not in excluded:
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def method(text: str, registry: Iterable[type]) -> Any:
+    """A method's config from its name: `vae`, `VAE(latent=8)`, `my_file.py:Mine(a=1)`.
+
+    Names are those of the registry's classes, whatever their case; a class of your own
+    is given by its file or module. Arguments are Python literals.
+
+    Raises:
+      InputError: an unknown name, file, class or argument.
+    """
+    place, _, call = text.rpartition(":")
+    try:
+        tree = ast.parse(call.strip(), mode="eval").body
+        name, words = _call(tree)
+    except (SyntaxError, ValueError):
+        raise InputError(
+            f"method={text!r}: write a name, NAME(option=value) or FILE.py:NAME(...)"
+        ) from None
+    known = {cls.__name__.lower(): cls for cls in registry}
+    if place:
+        cls = getattr(_module(place, text), name, None)
+        if cls is None:
+            raise InputError(f"method={text!r}: {place} defines no {name}")
+    else:
+        cls = known.get(name.lower().replace("_", ""))
+        if cls is None:
+            names = ", ".join(cls.__name__ for cls in registry)
+            raise InputError(f"method={text!r}: use one of {names}, or FILE.py:NAME")
+    try:
+        return cls(**words)
+    except TypeError as error:
+        options = ", ".join(inspect.signature(cls).parameters) or "none"
+        raise InputError(f"method={text!r}: {error}; options: {options}") from None
+
+
+def describe(config: Any) -> str:
+    """A config in the words of a command line, without what is at its default."""
+    given = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    name = type(config).__name__
+    return f"{name}({', '.join(given)})" if given else name
+
+
+def _call(tree: ast.expr) -> tuple[str, dict[str, Any]]:
+    if isinstance(tree, ast.Call) and not tree.args:
+        words = {str(k.arg): ast.literal_eval(k.value) for k in tree.keywords}
+        return _call(tree.func)[0], words
+    if isinstance(tree, ast.Name):
+        return tree.id, {}
+    raise ValueError(ast.dump(tree))
+
+
+def _module(place: str, text: str) -> Any:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise InputError(f"method={text!r}: {error}") from None
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise InputError(f"method={text!r}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def methods_from(registry: Iterable[type]) -> Any:
+    """A tyro annotation: a tuple of methods, given by name on the command line."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="METHOD [METHOD ...]",
+        instance_from_str=lambda words: tuple(method(word, registry) for word in words),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [describe(item) for item in value],
+    )
+
+
+def main(
+    run: Callable[[Any, Runtime], Any],
+    presets: dict[str, tuple[str, Any]],
+    arguments: list[str] | None = None,
+) -> Any:
+    """The command line of an experiment: a preset, then options that override it.
+
+    A wrong input ends the process with exit code 2 and one line that says what to do.
+    """
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        subcommands = {
+            name: (text, _command(config)) for name, (text, config) in presets.items()
+        }
+        command = tyro.extras.overridable_config_cli(subcommands, args=words)
+        return run(command.config, command.runtime)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _command(config: Any) -> Any:
+    """The config and the runtime side by side, as flat options."""
+    flat = tyro.conf.arg(name="")
+    cls = dataclasses.make_dataclass(
+        "Command",
+        [
+            (
+                "config",
+                Annotated[type(config), flat],
+                dataclasses.field(default=config),
+            ),
+            ("runtime", Annotated[Runtime, flat], dataclasses.field(default=Runtime())),
+        ],
+        frozen=True,
+    )
+    return cls()

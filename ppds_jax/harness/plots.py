@@ -1,0 +1,125 @@
+"""Figures of a report, as base64 PNG. They draw rows and saved arrays, nothing else."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = {"generator": "^", "images": "s", "classifier": "o"}
+GREY = "#8c959f"
+
+
+def sample_grids(samples: dict[str, np.ndarray]) -> str:
+    """One panel for each source; each has one row a class ([classes k h w c] bytes)."""
+    columns = min(3, len(samples))
+    rows = -(-len(samples) // columns)
+    figure = Figure(figsize=(3.5 * columns, 3.75 * rows), layout="constrained")
+    for i, (name, images) in enumerate(samples.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        classes, count, height, width, channels = images.shape
+        padded = np.pad(
+            images,
+            ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)),
+            constant_values=255,
+        )
+        sheet = padded.transpose(0, 2, 1, 3, 4).reshape(
+            classes * (height + 2), count * (width + 2), channels
+        )
+        axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(name, fontsize=11)
+        axes.axis("off")
+    return _png(figure)
+
+
+def tradeoff(rows: list[dict[str, Any]]) -> str:
+    """Accuracy against AUC of the attack, with intervals; one colour a subject."""
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    colours = _colours(rows)
+    for row in rows:
+        low, high = row["auc"] - row["auc_low"], row["auc_high"] - row["auc"]
+        axes.errorbar(
+            row["auc"],
+            100 * row["accuracy"],
+            xerr=[[max(low, 0)], [max(high, 0)]],
+            yerr=100 * row["accuracy_std"],
+            fmt=MARKERS[row["release"]],
+            color=colours[row["subject"]],
+            markersize=7,
+            capsize=2,
+            linewidth=1,
+        )
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xlabel("AUC of membership inference (0.5 is chance)")
+    axes.set_ylabel("accuracy on real test images, %")
+    axes.grid(alpha=0.25)
+    _legend(figure, rows, colours)
+    return _png(figure)
+
+
+def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> str:
+    """Log-log ROC curves [2 v] of (fpr, tpr), a panel for each release."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    colours = _colours([row for row, _ in curves])
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    floor = min(row["fpr_resolution"] for row, _ in curves)
+    for axes, release in zip(panels, MARKERS, strict=True):
+        for row, (fpr, tpr) in curves:
+            if row["release"] != release:
+                continue
+            axes.step(
+                np.maximum(fpr, floor),
+                np.maximum(tpr, floor),
+                where="post",
+                color=colours[row["subject"]],
+                linewidth=1.3,
+            )
+        axes.plot([floor, 1], [floor, 1], color=GREY, linestyle="--", linewidth=1)
+        axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.1))
+        axes.set_title(release, fontsize=11)
+        axes.set_xlabel("false-positive rate")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("true-positive rate")
+    _legend(figure, [row for row, _ in curves], colours, markers=False)
+    return _png(figure)
+
+
+def _colours(rows: list[dict[str, Any]]) -> dict[str, str]:
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    controls = {row["subject"] for row in rows if row["control"]}
+    plain = [subject for subject in subjects if subject not in controls]
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(plain)}
+    greys = ("#57606a", "#afb8c1")
+    return colours | {
+        name: greys[i % 2]
+        for i, name in enumerate(s for s in subjects if s in controls)
+    }
+
+
+def _legend(
+    figure: Figure, rows, colours: dict[str, str], markers: bool = True
+) -> None:
+    """Subjects by colour and releases by marker, beside the axes."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, linewidth=3, label=name)
+        for name, colour in colours.items()
+    ]
+    if markers:
+        handles += [
+            Line2D([], [], color="black", marker=marker, linestyle="", label=release)
+            for release, marker in MARKERS.items()
+        ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
+
+
+def _png(figure: Figure) -> str:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,113 @@
+"""Run directories: config first, rows last. The rows are the mark that a run is done."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppds_jax.harness import config
+from ppds_jax.harness.store import replacing, write_json
+
+Row = dict[str, Any]  # one line of a table; plain JSON values, infinity as "inf"
+
+
+class Run:
+    """The directory of one experiment with one config: `NAME-IDENTITY`."""
+
+    def __init__(self, runtime: config.Runtime, name: str, cfg: Any, *more: Any):
+        self.path = runtime.work_dir / f"{name}-{config.identity(cfg, *more)}"
+        self._config = {"experiment": name, "config": config.as_json(cfg)}
+
+    def rows(self) -> list[Row] | None:
+        """The rows of a finished run, or None."""
+        path = self.path / "rows.jsonl"
+        if not path.exists():
+            return None
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def start(self) -> None:
+        write_json(self.path / "config.json", self._config)
+        write_json(self.path / "env.json", environment())
+
+    def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps arrays for the report as NAME.npz."""
+        with replacing(self.path / f"{name}.npz") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def finish(self, rows: list[Row]) -> None:
+        """Writes rows.csv, then rows.jsonl: from then on the run is done."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.path / "rows.csv") as file:
+            file.write(table.getvalue().encode())
+        with replacing(self.path / "rows.jsonl") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def plain(row: Any) -> Row:
+    """A dataclass as a row: infinities as "inf", notes joined."""
+    row = dataclasses.asdict(row)
+    return {
+        key: "; ".join(value) if isinstance(value, tuple) else config.as_json(value)
+        for key, value in row.items()
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The machine, the versions and the command that made a run."""
+    names = ("ppds_jax", "jax", "jaxlib", "flax", "optax", "dm-haiku", "numpy")
+    names += ("jax-privacy", "dp-accounting")
+    return {
+        "command": _command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "num_devices": jax.device_count(),
+        "versions": {name: _version(name) for name in names},
+        "revision": _revision(),
+    }
+
+
+def _command() -> str:
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = f"python -m {module.name}" if module else f"python {sys.argv[0]}"
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _revision() -> str:
+    """The commit of the checkout that runs, with a + where files differ from it."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain"], capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

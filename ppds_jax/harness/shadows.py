@@ -1,0 +1,180 @@
+"""Shadow models, trained and observed row by row, and kept on disk.
+
+A trained row is keyed by its pipeline, its data and its number: more shadows, or other
+attacks, retrain nothing. The data's way: keys and membership rows -> stages, mapped ->
+`Published` on disk -> observers, mapped -> `Observation` on disk -> phi.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppds_jax import devices
+from ppds_jax.attacks.observe import Look, Observation, Questions
+from ppds_jax.harness import config
+from ppds_jax.harness.store import Store, complete
+from ppds_jax.pipeline import Stage, run_stages
+from ppds_jax.types import Dataset, Published, PyTree
+
+
+class Subject(NamedTuple):
+    """A pipeline under attack, and how an attacker looks at each of its releases."""
+
+    name: str
+    config: Any  # whatever decides its results: part of its rows' identity
+    stages: tuple[Stage, ...]
+    observers: Published  # for each release a tuple of Looks, the last an Observer
+    guarantees: Published  # a Guarantee for each release, or None
+
+
+class Result(NamedTuple):
+    """Of one subject: the observations of each release, stacked over models."""
+
+    observations: dict[str, Observation]  # NumPy arrays with a leading axis of models
+    first: Published  # what the first model published
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """One private data set with its membership rows, on which subjects are trained.
+
+    Attributes:
+      data: the audited images; its `member` is not used.
+      member: bool [m n], a row for each model.
+      questions: the images on which every model is asked.
+      seed: of row m's key, fold_in(key(seed), m).
+      runtime: how to run.
+    """
+
+    data: Dataset
+    member: np.ndarray
+    questions: Questions
+    seed: int
+    runtime: config.Runtime
+
+    def run(self, subject: Subject, done: Callable[[int], None]) -> Result:
+        """Trains and observes what is not on disk yet; `done` counts finished work.
+
+        The work of a subject is `cost(subject)` units.
+        """
+        trained = self._train(subject, done)
+        releases = _present(subject.observers)
+        published = jax.eval_shape(
+            lambda key, data: run_stages(key, subject.stages, data),
+            jax.random.key(0),
+            self.data,
+        )
+        load = functools.partial(trained.load, like=published)
+        observations = {
+            release: self._observe(subject, release, looks, load, done)
+            for release, looks in releases.items()
+        }
+        return Result(observations, load(0))
+
+    def cost(self, subject: Subject) -> int:
+        """Units of work: one for each model and stage or observer."""
+        return len(self.member) * (1 + len(_present(subject.observers)))
+
+    def _identity(self, subject: Subject) -> str:
+        first = self.member[:1]  # the others follow from the same seed
+        arrays = [np.asarray(x) for x in (self.data.image, self.data.label, first)]
+        return config.identity(
+            subject.config,
+            self.seed,
+            config.code("attacks", "metrics", "harness"),
+            *arrays,
+        )
+
+    def _train(self, subject: Subject, done) -> Store:
+        name = f"{subject.name}-{self._identity(subject)}"
+        store = Store(
+            self.runtime.work_dir / "trained" / name, config.as_json(subject.config)
+        )
+
+        def compute(rows: list[int]) -> PyTree:
+            published = Published()
+            keys, member = self._keys(rows), self.member[np.array(rows)]
+            for i, stage in enumerate(subject.stages):
+                run = _mapped_stage(stage.run, self.runtime.mode)
+                shared = (self.data.image, self.data.label, stage.public, i)
+                published = run(shared, (keys, member, published))
+            return published
+
+        self._complete(store, compute, done)
+        return store
+
+    def _observe(
+        self, subject: Subject, release: str, looks: tuple[Look, ...], load, done
+    ) -> Observation:
+        questions = [np.asarray(x) for x in self.questions]
+        seen = config.identity(release, config.code("metrics", "harness"), *questions)
+        name = f"{subject.name}-{self._identity(subject)}"
+        store = Store(self.runtime.work_dir / "observed" / name / f"{release}-{seen}")
+
+        def compute(rows: list[int]) -> Observation:
+            artefacts = [getattr(load(row), release) for row in rows]
+            seen = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
+            for i, look in enumerate(looks):
+                run = _mapped_look(look, self.runtime.mode)
+                seen = run((self.questions, i), (self._keys(rows), seen))
+            return seen
+
+        self._complete(store, compute, done)
+        like = getattr(load(0), release)
+        for look in looks:
+            like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
+        rows = [store.load(row, like) for row in range(len(self.member))]
+        seen = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        for signal, phi in seen.phi.items():
+            if not np.isfinite(phi).all():
+                raise FloatingPointError(
+                    f"{subject.name}, {release}: {signal} is not finite for model "
+                    f"{np.argwhere(~np.isfinite(phi))[0][0]}; its training diverged, "
+                    "try a lower learning rate"
+                )
+        return seen
+
+    def _keys(self, rows: list[int]):
+        base = jax.random.key(self.seed)
+        return jax.vmap(lambda row: jax.random.fold_in(base, row))(jnp.array(rows))
+
+    def _complete(self, store: Store, compute, done) -> None:
+        width = devices.width(self.runtime.mode, self.runtime.at_once)
+        complete(store, len(self.member), compute, width=width, done=done)
+
+
+_ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with it
+
+
+@functools.cache
+def _mapped_stage(run: Callable, mode: devices.Mode) -> Callable:
+    """A stage over rows. Cached, so that pipelines with a stage in common compile it
+    once."""
+
+    def one(shared, row):
+        image, label, public, i = shared
+        key, member, published = row
+        data = Dataset(image, label, member)
+        return run(jax.random.fold_in(key, i), data, published, public)
+
+    return devices.map_shadows(one, mode)
+
+
+@functools.cache
+def _mapped_look(look: Look, mode: devices.Mode) -> Callable:
+    def one(shared, row):
+        questions, i = shared
+        key, artefact = row
+        key = jax.random.fold_in(jax.random.fold_in(key, _ATTACKER), i)
+        return look(key, artefact, questions)
+
+    return devices.map_shadows(one, mode)
+
+
+def _present(releases: Published) -> dict[str, Any]:
+    return {name: x for name, x in releases._asdict().items() if x is not None}

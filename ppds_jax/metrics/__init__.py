@@ -1,0 +1,1 @@
+"""Metrics of leakage and utility. Host work, NumPy in float64."""

@@ -1,0 +1,139 @@
+"""ROC curves of membership scores, and intervals that hold. NumPy, float64.
+
+Higher scores say "member". Curves are exact steps; tied scores form one block, closed
+at its end; nothing is interpolated.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray as Array
+
+from ppds_jax.types import InputError
+
+
+class Roc(NamedTuple):
+    """Vertices from (0, 0) to (1, 1); the attack says "member" at score >= threshold."""
+
+    fpr: Float[Array, " v"]
+    tpr: Float[Array, " v"]
+    threshold: Float[Array, " v"]
+
+
+def roc(
+    score: Float[Array, "..."],
+    member: Bool[Array, "..."],
+    weight: Float[Array, "..."] | None = None,
+) -> Roc:
+    """The ROC curve; `weight` counts each row so many times (default: once).
+
+    Raises:
+      InputError: shapes that differ, scores that are NaN, or one side without rows.
+
+    >>> roc(np.array([3.0, 1.0, 2.0]), np.array([True, False, True])).tpr.tolist()
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    score, member = np.asarray(score, np.float64).ravel(), np.asarray(member).ravel()
+    weight = np.ones(score.size) if weight is None else np.asarray(weight).ravel()
+    if not score.size == member.size == weight.size:
+        raise InputError(
+            f"score, member, weight: sizes {score.size}, {member.size}, {weight.size} "
+            "differ; give one of each for each row"
+        )
+    if np.isnan(score).any():
+        raise InputError(f"score: {np.isnan(score).sum()} of {score.size} are NaN")
+    order = np.argsort(-score, kind="stable")  # fast where the scores are sorted
+    score, member, weight = score[order], member[order], weight[order]
+    last = np.append(np.flatnonzero(np.diff(score)), score.size - 1)
+    true = np.cumsum(weight * member)[last]
+    false = np.cumsum(weight * ~member)[last]
+    if not (true[-1] > 0 and false[-1] > 0):
+        raise InputError("member: an ROC curve needs members and non-members")
+    return Roc(
+        np.append(0.0, false / false[-1]),
+        np.append(0.0, true / true[-1]),
+        np.append(np.inf, score[last]),
+    )
+
+
+def auc(score, member, weight=None) -> float:
+    """The probability that a member scores above a non-member, ties counting half."""
+    return area(roc(score, member, weight))
+
+
+def area(curve: Roc) -> float:
+    """The area under a curve; the diagonal over a block of ties counts them half."""
+    return float(np.trapezoid(curve.tpr, curve.fpr))
+
+
+def tpr_at_fpr(score, member, fpr: float, weight=None) -> float:
+    """The largest true-positive rate at a false-positive rate <= `fpr`.
+
+    The resolution of the false-positive rate is 1 / (number of non-members).
+    """
+    return rate_at(roc(score, member, weight), fpr)
+
+
+def rate_at(curve: Roc, fpr: float) -> float:
+    """The true-positive rate at the last vertex whose false-positive rate is <= fpr."""
+    within = np.flatnonzero(curve.fpr <= fpr * (1 + 1e-12))
+    return float(curve.tpr[within[-1]])
+
+
+Statistic = Callable[[Array, Array, Array], Sequence[float]]
+
+
+def bootstrap(
+    score: Float[Array, "..."],
+    member: Bool[Array, "..."],
+    statistic: Statistic,
+    *,
+    clusters: Sequence[Int[Array, "..."]] | None = None,
+    num_resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Float[Array, "k 2"]:
+    """Percentile intervals of statistics of the ROC, thresholds chosen anew each time.
+
+    Args:
+      score, member: any shape, the same for both.
+      statistic: (score, member, weight) -> k numbers; `weight` counts each row.
+      clusters: one array of cluster numbers for each way in which rows hang together
+        (target models and images, say), each shaped like `score`: clusters are drawn
+        anew in every way, and a row counts the product. None: members and non-members
+        are drawn anew, each on their own.
+      num_resamples: how often; a resample that leaves one side empty is drawn again.
+      level: the share of intervals that should cover.
+      seed: of NumPy's generator.
+
+    Returns:
+      (low, high) for each of the k numbers.
+
+    **References:** Owen and Eckles, Bootstrapping data arrays of arbitrary order, 2012,
+    arXiv 1106.2125.
+    """
+    score, member = np.asarray(score, np.float64).ravel(), np.asarray(member).ravel()
+    order = np.argsort(-score, kind="stable")
+    score, member = score[order], member[order]
+    clusters = () if clusters is None else clusters
+    ways = [np.unique(np.ravel(c)[order], return_inverse=True)[1] for c in clusters]
+    rng = np.random.default_rng(seed)
+    results: list[Sequence[float]] = []
+    while len(results) < num_resamples:
+        weight = np.ones(score.size)
+        for way in ways:
+            weight *= _counts(rng, int(way.max()) + 1)[way]
+        if not ways:
+            for side in (member, ~member):
+                weight[side] = _counts(rng, int(side.sum()))
+        if (weight * member).any() and (weight * ~member).any():
+            results.append(statistic(score, member, weight))
+    tail = 100 * (1 - level) / 2
+    return np.percentile(np.array(results), [tail, 100 - tail], axis=0).T
+
+
+def _counts(rng: np.random.Generator, size: int) -> Array:
+    """How often each of `size` rows comes up in `size` draws with replacement."""
+    return np.bincount(rng.integers(size, size=size), minlength=size)

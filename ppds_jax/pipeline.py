@@ -1,0 +1,95 @@
+"""Generation, sampling and classification, composed into one pure function.
+
+The composition is written once, as a sequence of stages: `run_stages` runs it as one
+pure function, and the shadow game maps the same stages over membership rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from ppds_jax.fit import fit
+from ppds_jax.privacy.accounting import compose
+from ppds_jax.types import (
+    Classifier,
+    Dataset,
+    Generator,
+    Key,
+    Published,
+    PyTree,
+    Sampler,
+    Synthetic,
+)
+
+
+class Stage(NamedTuple):
+    """One stage: it adds one release to what the stages before it have published.
+
+    `run(key, data, published, public)` is pure; `public` is the stage's public arrays.
+    """
+
+    release: str
+    run: Callable[[Key, Dataset, Published, PyTree], Published]
+    public: PyTree = ()
+
+
+def generation(generator: Generator) -> Stage:
+    """Fits the generator to the private images."""
+
+    def run(key, data, published, public):
+        return published._replace(generator=fit(key, generator, data, public)[0])
+
+    return Stage("generator", run, generator.public)
+
+
+def sampling(generator: Generator, sampler: Sampler) -> Stage:
+    """Draws the synthetic images from the fitted generator."""
+
+    def run(key, data, published, public):
+        source = generator._replace(public=public)
+        images = sampler.draw(key, source, published.generator, data)
+        return published._replace(images=images)
+
+    return Stage("images", run, generator.public)
+
+
+def classification(classifier: Classifier) -> Stage:
+    """Trains the classifier on the synthetic images, or, without any, on the data."""
+
+    def run(key, data, published, public):
+        if published.images is not None:
+            data = as_dataset(published.images)
+        return published._replace(classifier=fit(key, classifier, data, public)[0])
+
+    return Stage("classifier", run, classifier.public)
+
+
+def as_dataset(images: Synthetic) -> Dataset:
+    """Synthetic images as training data: all rows that were not dropped."""
+    return Dataset(images.image, images.label, images.weight > 0)
+
+
+def run_stages(key: Key, stages: Sequence[Stage], data: Dataset) -> Published:
+    """Runs all stages: a pure function of key and data, to jit and vmap.
+
+    Stage i uses `fold_in(key, i)`.
+    """
+    published = Published()
+    for i, stage in enumerate(stages):
+        stage_key = jax.random.fold_in(key, i)
+        published = stage.run(stage_key, data, published, stage.public)
+    return published
+
+
+def guarantees(
+    generator: Generator | None, sampler: Sampler | None, classifier: Classifier
+) -> Published:
+    """The guarantee of each release, as composed from those of the stages.
+
+    A classifier trained on released images is post-processing: it adds nothing.
+    """
+    if generator is None or sampler is None:
+        return Published(classifier=classifier.guarantee)
+    images = compose(generator.guarantee, sampler.guarantee)
+    return Published(generator.guarantee, images, images)

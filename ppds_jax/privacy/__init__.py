@@ -1,0 +1,1 @@
+"""Guarantees, accounting and the private mechanisms. Host work in float64."""

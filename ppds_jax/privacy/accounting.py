@@ -1,0 +1,174 @@
+"""Guarantees: how they are made, composed, and turned into an epsilon. Host, float64.
+
+Only this file imports dp_accounting. Epsilons are those of its privacy-loss-
+distribution accountant, whose discretised losses are rounded up: never too small.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+
+from ppds_jax.types import Budget, Guarantee, InputError
+
+DpEvent = dp_accounting.DpEvent
+Neighbours = dp_accounting.NeighboringRelation
+
+ADD_OR_REMOVE = Neighbours.ADD_OR_REMOVE_ONE
+ZERO_OUT = Neighbours.REPLACE_SPECIAL
+REPLACE = Neighbours.REPLACE_ONE
+NAMES = {ADD_OR_REMOVE: "add-or-remove", ZERO_OUT: "zero-out", REPLACE: "replace-one"}
+
+PUBLIC_COUNT = "the number of private images is public"
+RECORDED_SEED = "the seed is recorded: whoever has it can remove the noise"
+
+
+def non_private() -> Guarantee:
+    """The guarantee of a method that promises nothing: epsilon is infinite."""
+    return Guarantee(dp_accounting.NonPrivateDpEvent(), ADD_OR_REMOVE)
+
+
+def data_free() -> Guarantee:
+    """The guarantee of a stage that reads no private data: it adds nothing."""
+    return Guarantee(dp_accounting.NoOpDpEvent(), ADD_OR_REMOVE)
+
+
+def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Guarantee:
+    """One Gaussian release with standard deviation `noise_multiplier` x sensitivity.
+
+    The sensitivity must be that of `neighbours`. A multiplier of 0 is not private.
+    """
+    return Guarantee(dp_accounting.GaussianDpEvent(noise_multiplier), neighbours, notes)
+
+
+def poisson_gaussian(
+    *,
+    noise_multiplier: float,
+    sampling_rate: float,
+    num_steps: int,
+    num_members: int,
+    capacity: int,
+    notes: tuple[str, ...] = (),
+) -> Guarantee:
+    """`num_steps` Gaussian releases, each of a Poisson sample of the data.
+
+    A sample above `capacity` rows is cut down to it at random, and that is accounted
+    for (dp_accounting's truncated event, after arXiv 2508.15089).
+    """
+    if noise_multiplier == 0:
+        return non_private()
+    step: DpEvent = dp_accounting.PoissonSampledDpEvent(
+        sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+    )
+    if capacity < num_members:
+        step = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+            num_members, sampling_rate, capacity, noise_multiplier
+        )
+    event = dp_accounting.SelfComposedDpEvent(step, num_steps)
+    return Guarantee(event, ADD_OR_REMOVE, notes)
+
+
+def compose(*guarantees: Guarantee) -> Guarantee:
+    """What all of them reveal together.
+
+    Raises:
+      InputError: guarantees under different neighbour relations; their epsilons do
+        not add up to a statement about either relation.
+    """
+    free = dp_accounting.NoOpDpEvent
+    parts = [g for g in guarantees if not isinstance(g.event, free)]
+    notes = tuple(dict.fromkeys(note for g in guarantees for note in g.notes))
+    relations = sorted({NAMES[g.neighbours] for g in parts if not _is_void(g.event)})
+    if len(relations) > 1:
+        raise InputError(
+            f"neighbours={' and '.join(relations)}: guarantees under different "
+            "relations cannot be added up; state all stages under one"
+        )
+    if not parts:
+        return Guarantee(free(), ADD_OR_REMOVE, notes)
+    neighbours = next((g.neighbours for g in parts if not _is_void(g.event)), None)
+    event = dp_accounting.ComposedDpEvent([g.event for g in parts])
+    event = parts[0].event if len(parts) == 1 else event
+    return Guarantee(event, neighbours or parts[0].neighbours, notes)
+
+
+def _is_void(event: DpEvent) -> bool:
+    return isinstance(event, dp_accounting.NonPrivateDpEvent)
+
+
+def epsilon(guarantee: Guarantee, delta: float, interval: float = 1e-4) -> float:
+    """The epsilon at `delta`: an upper bound, infinite where nothing is promised.
+
+    Args:
+      guarantee: what was run.
+      delta: in (0, 1); below 1 / (number of images) to mean anything.
+      interval: discretisation of the privacy loss; larger is faster and looser.
+
+    Raises:
+      InputError: a delta outside (0, 1).
+
+    >>> round(epsilon(gaussian(3.73, ZERO_OUT), 1e-5), 2)
+    1.0
+    """
+    if not 0 < delta < 1:
+        raise InputError(f"delta={delta}: must lie between 0 and 1")
+    accountant = PLDAccountant(guarantee.neighbours, interval)
+    accountant.compose(guarantee.event)
+    return float(accountant.get_epsilon(delta))
+
+
+def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
+    """The smallest noise multiplier with which `run` keeps within the budget.
+
+    Args:
+      run: the guarantee of the whole run as a function of its noise multiplier.
+      budget: epsilon and delta. An infinite epsilon asks for no noise.
+
+    Returns:
+      A multiplier whose epsilon is at most the budget's and at least 0.999 of it.
+
+    Raises:
+      InputError: an epsilon that is not positive, or a delta outside (0, 1).
+
+    >>> sigma = calibrate(lambda s: gaussian(s, ZERO_OUT), Budget(1.0, 1e-5))
+    >>> round(sigma, 2)
+    3.73
+    """
+    check_budget(budget)
+    if math.isinf(budget.epsilon):
+        return 0.0
+    interval = 1e-3 * min(budget.epsilon, 1.0)
+    spent = functools.cache(lambda sigma: epsilon(run(sigma), budget.delta, interval))
+    low, high = 0.1, 1.0
+    while spent(high) > budget.epsilon:
+        low, high = high, 2 * high
+    while spent(low) <= budget.epsilon:
+        low, high = low / 2, low
+    while spent(high) < 0.999 * budget.epsilon:
+        # epsilon falls about as a power of sigma: interpolate between logarithms,
+        # but move each end by a twentieth of the way at least
+        x = (math.log(spent(low)) - math.log(budget.epsilon * 0.9995)) / (
+            math.log(spent(low)) - math.log(spent(high))
+        )
+        x = min(max(x, 0.05), 0.95)
+        middle = math.exp((1 - x) * math.log(low) + x * math.log(high))
+        if spent(middle) > budget.epsilon:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def check_budget(budget: Budget) -> None:
+    """Refuses a budget that means nothing, by the name of the field."""
+    if not budget.epsilon > 0:
+        raise InputError(
+            f"epsilon={budget.epsilon}: must be above 0; inf asks for no privacy"
+        )
+    if not 0 < budget.delta < 1:
+        raise InputError(
+            f"delta={budget.delta}: must lie between 0 and 1; below 1 / (number of "
+            "private images) to mean anything"
+        )

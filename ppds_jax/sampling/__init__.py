@@ -1,0 +1,1 @@
+"""Sampling strategies: one file each."""
