@@ -13,13 +13,14 @@ those of the independent generator are not (0.5 within its interval), and the me
 drawn anew reads 0.5. It prints the path of an HTML report.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppds_jax import devices
@@ -223,7 +224,7 @@ def _check(cfg: Config, images: Images) -> None:
     for name in ("more_samples", "num_resamples"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}={getattr(cfg, name)}: must be at least 1")
-    names = [_name(generator) for generator in cfg.generators]
+    names = _names(cfg.generators)
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"generators: {', '.join(twice)} is there twice")
 
@@ -236,25 +237,36 @@ def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
     asked = order[: cfg.num_private + cfg.num_population]
     label = images.y_train[private]
     count = np.bincount(label, minlength=images.num_classes)
-    if count.min() < 4:
+    if count.min() < 2:
         raise InputError(
-            f"num_private={cfg.num_private}: class {count.argmin()} has only "
-            f"{count.min()} private images; with half of them a class may have no "
-            "members: audit more images"
+            f"num_private={cfg.num_private}: class {count.argmin()} has "
+            f"{count.min()} private images, and so no members in some models; audit "
+            "more images"
         )
+    member = half_design(member_key, label, cfg.num_shadows)
     return Shadows(
-        data=Dataset(images.x_train[private], label, np.ones(len(label), bool)),
-        member=half_design(member_key, label, cfg.num_shadows),
+        data=Dataset(
+            jnp.asarray(images.x_train[private]),
+            jnp.asarray(label),
+            jnp.ones(len(label), bool),
+        ),
+        member=member,
         questions=Questions(
-            images.x_train[asked], images.y_train[asked], images.x_test, images.y_test
+            jnp.asarray(images.x_train[asked]),
+            jnp.asarray(images.y_train[asked]),
+            jnp.asarray(images.x_test),
+            jnp.asarray(images.y_test),
         ),
         seed=cfg.seed,
         runtime=runtime,
     )
 
 
-def _name(generator: Any) -> str:
-    return type(generator).__name__
+def _names(methods: Sequence[Any]) -> list[str]:
+    """The class of each method, with its options where a class comes twice."""
+    short = [type(method).__name__ for method in methods]
+    long = [config.describe(method) for method in methods]
+    return [s if short.count(s) == 1 else d for s, d in zip(short, long, strict=True)]
 
 
 def _subjects(cfg: Config, images: Images) -> list[Subject]:
@@ -284,11 +296,11 @@ def _subjects(cfg: Config, images: Images) -> list[Subject]:
             (DP, cfg.dp_classifier, private),
         )
     ]
-    for method in cfg.generators:
+    for name, method in zip(_names(cfg.generators), cfg.generators, strict=True):
         generator = method.make(spec, budget)
         subjects.append(
             Subject(
-                _name(method),
+                name,
                 (method, cfg.sampler, cfg.classifier, spec, budget),
                 (generation(generator), sampling(generator, sampler), classify),
                 Published(
@@ -302,7 +314,7 @@ def _subjects(cfg: Config, images: Images) -> list[Subject]:
     return subjects
 
 
-CONTROLS = {"Memoriser": "AUC near 1", "Independent": "AUC 0.5"}
+CONTROLS = {Memoriser: "AUC near 1", Independent: "AUC 0.5"}
 ANEW = "membership drawn anew: AUC 0.5"
 
 
@@ -310,7 +322,7 @@ def _attacked(
     cfg: Config, subject: Subject, result: Result, shadows: Shadows
 ) -> Iterator[tuple[SurveyRow, Roc]]:
     """Every attack on every signal of every release, with its ROC curve."""
-    designs = {CONTROLS.get(subject.name, ""): shadows.member}
+    designs = {CONTROLS.get(type(subject.config[0]), ""): shadows.member}
     if subject.name == REAL:
         key = jax.random.fold_in(jax.random.key(cfg.seed), cfg.num_shadows)
         label = np.asarray(shadows.data.label)

@@ -130,8 +130,8 @@ def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
         for i in range(kh)
         for j in range(kw)
     ]
-    patches = jnp.concatenate(patches, axis=-1)
-    return patches @ kernel.reshape(kh * kw * channels, features)
+    columns_of = jnp.concatenate(patches, axis=-1)
+    return columns_of @ kernel.reshape(kh * kw * channels, features)
 
 
 def max_pool(image: jax.Array, size: int = 2) -> jax.Array:

@@ -22,7 +22,7 @@ def prepare() -> None:
     The cache lies in the user's cache folder, and serves later processes.
     """
     use_cores()
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         path = os.path.join(cache, "ppds_jax", "compiled")
         jax.config.update("jax_compilation_cache_dir", path)

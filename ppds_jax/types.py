@@ -9,7 +9,7 @@ carry, `info` what may be logged, `public` arrays that are no secret.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +25,22 @@ Key = _Key[Array, ""]  # one typed key, as jax.random.key makes it
 
 class InputError(ValueError):
     """A wrong input. The message names the field, its value and what would be right."""
+
+
+def require_positive(config: Any, *but: str) -> None:
+    """Refuses a method's config with a number that is not above 0, except fields `but`.
+
+    Raises:
+      InputError: naming the field and its value.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in but or value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (int, float)) or not number > 0:
+                name = f"{type(config).__name__}.{field.name}"
+                raise InputError(f"{name}={value!r}: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -178,11 +194,12 @@ class Classifier(NamedTuple):
 class DrawFn(Protocol):
     """Draws the synthetic images that are released, from a fitted generator's state.
 
-    A strategy that looks at `data` (a filter, say) adds to the guarantee.
+    A strategy that looks at `data` (a filter, say) adds to the guarantee. `data` is
+    None where an outsider draws, who has the generator alone.
     """
 
     def __call__(
-        self, key: Key, generator: Generator, state: PyTree, data: Dataset
+        self, key: Key, generator: Generator, state: PyTree, data: Dataset | None
     ) -> Synthetic: ...
 
 

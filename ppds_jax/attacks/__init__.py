@@ -1,1 +1,1 @@
-"""Membership inference: signals of each release, and calibrations over shadow models."""
+"""Membership inference: signals of each release, calibrated over shadow models."""

@@ -52,7 +52,8 @@ def lira(
     phi = np.asarray(target_phi, np.float64)
     shadows = np.asarray(shadow_phi, np.float64)
     member = np.asarray(shadow_member, bool)
-    if shadows.shape[1:] != phi.shape or member.shape != shadows.shape[:2]:
+    fits = phi.ndim == 2 and shadows.shape[1:] == phi.shape
+    if not fits or member.shape != shadows.shape[:2]:
         raise InputError(
             f"target_phi {phi.shape}, shadow_phi {shadows.shape}, shadow_member "
             f"{member.shape}: must be [n q], [m n q] and [m n]"

@@ -1,5 +1,7 @@
 """The robust membership inference attack, RMIA. Pure functions, NumPy in float64."""
 
+from functools import partial
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
@@ -45,10 +47,21 @@ def rmia(
     """
     if not gamma > 0:
         raise InputError(f"gamma={gamma}: must be above 0")
-    options = {"online": online, "offline_a": offline_a}
-    ratio = rmia_ratio(target_prob, shadow_prob, shadow_member, **options)
+    if np.shape(population_shadow) != (len(shadow_prob), np.size(population_target)):
+        raise InputError(
+            f"population_target {np.shape(population_target)}, population_shadow "
+            f"{np.shape(population_shadow)}: must be [z] and [m z], with the "
+            f"{len(shadow_prob)} shadows of shadow_prob"
+        )
+    if online and not np.any(shadow_member, 0).all():
+        raise InputError(
+            f"shadow_member: {(~np.any(shadow_member, 0)).sum()} images have no IN "
+            "shadow; use online=False, or audit other images"
+        )
+    ratio_of = partial(rmia_ratio, online=online, offline_a=offline_a)
+    ratio = ratio_of(target_prob, shadow_prob, shadow_member)
     outside = np.zeros(np.shape(population_shadow), bool)
-    reference = rmia_ratio(population_target, population_shadow, outside, **options)
+    reference = ratio_of(population_target, population_shadow, outside)
     below = np.searchsorted(np.sort(reference), ratio - np.log(gamma), side="left")
     return below / reference.size
 

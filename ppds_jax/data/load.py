@@ -50,8 +50,8 @@ def load(source: str) -> Images:
         arrays = _npz(Path(source).expanduser())
     else:
         raise InputError(
-            f"data={source!r}: use {', '.join(BUILT_IN)}, a file PATH.npz with x_train, "
-            "y_train, x_test, y_test, or tfds:NAME"
+            f"data={source!r}: use {', '.join(BUILT_IN)}, tfds:NAME, or a file "
+            "PATH.npz with x_train, y_train, x_test, y_test"
         )
     return _checked(source, *arrays)
 
@@ -98,7 +98,7 @@ def _npz(path: Path) -> Arrays:
                     f"data={str(path)!r}: lacks {', '.join(missing)}; it has "
                     f"{', '.join(file) or 'nothing'}"
                 )
-            return tuple(file[name] for name in fields)  # type: ignore[return-value]
+            return tuple(file[name] for name in fields)
     except InputError:
         raise
     except Exception as error:  # NumPy raises many kinds for files it cannot read
@@ -120,23 +120,17 @@ def _tfds(name: str) -> Arrays:
         raise InputError(
             f"data='tfds:{name}': tensorflow-datasets has no such set ({detail})"
         ) from None
-    remedy = (
-        f"run tfds.builder({name!r}).download_and_prepare(file_format='array_record') "
-        "where there is a network, and point TFDS_DATA_DIR at the result"
-    )
-    if not builder.is_prepared():
-        raise InputError(f"data='tfds:{name}': not prepared on this machine; {remedy}")
-    lacking = {"train", "test"} - set(builder.info.splits)
-    if lacking:
-        raise InputError(f"data='tfds:{name}': has no split {' or '.join(lacking)}")
-    try:
-        source = builder.as_data_source()
+    try:  # reads what is there, never downloads
+        train, test = (builder.as_data_source(split=s) for s in ("train", "test"))
     except Exception as error:
         detail = str(error).strip().splitlines()[0][:200]
         raise InputError(
-            f"data='tfds:{name}': not readable as a data source ({detail}); {remedy}"
+            f"data='tfds:{name}': not prepared on this machine as a data source with "
+            f"the splits train and test ({detail}); run tfds.builder({name!r}, "
+            "file_format='array_record').download_and_prepare() where there is a "
+            "network, and point TFDS_DATA_DIR at the result"
         ) from None
-    return (*_gather(name, source["train"]), *_gather(name, source["test"]))
+    return (*_gather(name, train), *_gather(name, test))
 
 
 def _gather(name: str, source) -> tuple[Array, Array]:

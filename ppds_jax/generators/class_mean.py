@@ -1,5 +1,6 @@
 """Noisy class means: the simplest honest private generator. Copy this file to start."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from ppds_jax.data.batches import decode
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.gaussian import gaussian_release
-from ppds_jax.types import Budget, DataSpec, Generator
+from ppds_jax.types import Budget, DataSpec, Generator, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class ClassMean:
     spread: float = 0.2
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
-        bound = self.clip_norm * float(jnp.prod(jnp.array(spec.image_shape))) ** 0.5
+        require_positive(self, "spread")
+        bound = self.clip_norm * math.prod(spec.image_shape) ** 0.5
         run = lambda sigma: accounting.gaussian(
             sigma,
             accounting.ZERO_OUT,

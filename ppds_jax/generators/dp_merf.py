@@ -14,7 +14,7 @@ from ppds_jax.nets.mlp import mlp_generator
 from ppds_jax.optimise import Trained, begin, descend
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.gaussian import gaussian_release
-from ppds_jax.types import Budget, DataSpec, Generator
+from ppds_jax.types import Budget, DataSpec, Generator, require_positive
 
 
 class DPMerfState(NamedTuple):
@@ -57,6 +57,7 @@ class DPMerf:
     learning_rate: float = 5e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
+        require_positive(self)
         pixels = math.prod(spec.image_shape)
         scale = self.lengthscale * math.sqrt(pixels)
         shape = (pixels, self.features // 2)

@@ -38,6 +38,10 @@ class Runtime:
     mode: Mode = "auto"
     at_once: int = 16
 
+    def __post_init__(self) -> None:
+        if self.at_once < 1:
+            raise InputError(f"at_once={self.at_once}: must be at least 1")
+
 
 def as_json(value: Any) -> Any:
     """A config as plain JSON values, each dataclass with the name of its class."""
@@ -153,7 +157,8 @@ def _module(place: str, text: str) -> Any:
     if not path.is_file():
         raise InputError(f"method={text!r}: no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -1,6 +1,5 @@
-"""Figures of a report, as base64 PNG. They draw rows and saved arrays, nothing else."""
+"""Figures of a report, as PNG. They draw rows and saved arrays, nothing else."""
 
-import base64
 import io
 from typing import Any
 
@@ -13,7 +12,7 @@ MARKERS = {"generator": "^", "images": "s", "classifier": "o"}
 GREY = "#8c959f"
 
 
-def sample_grids(samples: dict[str, np.ndarray]) -> str:
+def sample_grids(samples: dict[str, np.ndarray]) -> bytes:
     """One panel for each source; each has one row a class ([classes k h w c] bytes)."""
     columns = min(3, len(samples))
     rows = -(-len(samples) // columns)
@@ -35,7 +34,7 @@ def sample_grids(samples: dict[str, np.ndarray]) -> str:
     return _png(figure)
 
 
-def tradeoff(rows: list[dict[str, Any]]) -> str:
+def tradeoff(rows: list[dict[str, Any]]) -> bytes:
     """Accuracy against AUC of the attack, with intervals; one colour a subject."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     axes = figure.add_subplot()
@@ -61,7 +60,7 @@ def tradeoff(rows: list[dict[str, Any]]) -> str:
     return _png(figure)
 
 
-def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> str:
+def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
     """Log-log ROC curves [2 v] of (fpr, tpr), a panel for each release."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     colours = _colours([row for row, _ in curves])
@@ -118,8 +117,8 @@ def _legend(
     figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

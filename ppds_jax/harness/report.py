@@ -4,6 +4,7 @@ Reads rows and saved arrays only: a report never trains. Every number in the tex
 the rows.
 """
 
+import base64
 import html
 import json
 from pathlib import Path
@@ -42,7 +43,7 @@ def headline(row: Row) -> bool:
 
 
 def write_report(path: Path, rows: list[Row]) -> Path:
-    """Writes report.html into a run directory, and returns its path."""
+    """Writes report.html and its figures into a run directory; returns its path."""
     env = json.loads((path / "env.json").read_text())
     config = json.loads((path / "config.json").read_text())
     with (
@@ -55,6 +56,9 @@ def write_report(path: Path, rows: list[Row]) -> Path:
             "tradeoff": plots.tradeoff(shown),
             "roc": plots.roc_curves([(row, curves[curve_name(row)]) for row in shown]),
         }
+    for name, png in figures.items():
+        with replacing(path / f"{name}.png") as file:
+            file.write(png)
     target = path / "report.html"
     with replacing(target) as file:
         file.write(_page(rows, figures, env, config).encode())
@@ -106,21 +110,21 @@ def _only(rows: list[Row], subject: str) -> Row:
     return next(row for row in rows if row["subject"] == subject)
 
 
-def _page(rows: list[Row], figures: dict[str, str], env: Any, config: Any) -> str:
+def _page(rows: list[Row], figures: dict[str, bytes], env: Any, config: Any) -> str:
     first, second = answer(rows)
     row = rows[0]
     released = max(row["num_released"] for row in rows)
     asked = (
         f"Can synthetic images stand in for {row['num_private']:,} private images of "
-        f"{html.escape(row['data'])}, and what does each release give away about who was "
-        f"among them? {row['num_shadows']} models of every pipeline were trained, each "
-        f"on {row['num_members']:,} of the images, re-running generation, sampling of "
-        f"{released:,} images and classification; each model in turn was attacked with "
-        f"the others as references."
+        f"{html.escape(row['data'])}, and what does each release give away about which "
+        f"images were among them? {row['num_shadows']} models of every pipeline were "
+        f"trained, each on {row['num_members']:,} of the images, re-running "
+        f"generation, sampling of {released:,} images and classification; each model in turn was "
+        "attacked with the others as references."
     )
     figure = lambda name, text: (
         f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,'
-        f'{figures[name]}"><figcaption>{text}</figcaption></figure>'
+        f'{base64.b64encode(figures[name]).decode()}"><figcaption>{text}</figcaption></figure>'
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -158,8 +162,8 @@ def _page(rows: list[Row], figures: dict[str, str], env: Any, config: Any) -> st
         )
     }
 <p>Figures and sentences show one attack a release, chosen beforehand: LiRA on the
-distance to the nearest synthetic image for a generator and for images, LiRA on the logit
-for a classifier. The table has every attack.</p>
+distance to the nearest synthetic image for a generator and for images, LiRA on the
+logit for a classifier. The table has every attack.</p>
 <h2>Controls</h2>
 {_controls(rows)}
 <h2>All rows</h2>
@@ -184,13 +188,14 @@ def _controls(rows: list[Row]) -> str:
         else:
             good = row["auc_low"] <= 0.5 <= row["auc_high"]
             wanted = "0.5 within the interval"
+        verdict = "good>holds" if good else "bad>FAILS"
         lines.append(
             f"<tr><td>{html.escape(row['subject'])}</td><td>{row['release']}</td>"
             f"<td>{row['signal']}</td><td>{html.escape(row['control'])}</td>"
             f"<td class=n>{_interval(row, 'auc')}</td><td>{wanted}</td>"
-            f"<td class={'good' if good else 'bad'}>{'holds' if good else 'FAILS'}</td></tr>"
+            f"<td class={verdict}</td></tr>"
         )
-    head = ["subject", "release", "signal", "control"] + ["AUC (LiRA)", "wanted", ""]
+    head = ["subject", "release", "signal", "control", "AUC (LiRA)", "wanted", ""]
     return _html_table(head, lines) if lines else "<p>No control was surveyed.</p>"
 
 
@@ -250,13 +255,13 @@ def _notes(rows: list[Row]) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _numbered(rows))
     resolution = rows[0]["fpr_resolution"]
     return (
-        f"<ol>{notes}</ol><p>ε is the smallest for which one model's release is known to "
-        "be (ε, δ)-differentially private under the relation named; ∞ means that nothing "
-        "is promised. It covers the release alone: not the choice of this configuration, "
-        "and not the rows of this report taken together. Intervals are 95 %, by "
-        "resampling models and images. The false-positive rate is resolved to "
-        f"{resolution:.1e}. The accuracy of a generator or of images is that of a "
-        "classifier trained on them.</p>"
+        f"<ol>{notes}</ol><p>ε bounds what the release of one model reveals: it is "
+        "(ε, δ)-differentially private under the relation named; ∞ means that nothing "
+        "is promised. It does not cover the choice of this configuration, nor the rows "
+        "of this report taken together. Intervals are 95 %, by resampling models and "
+        f"images. The false-positive rate is resolved to {resolution:.1e}. The "
+        "accuracy of a generator or of images is that of a classifier trained on them; "
+        "± is its standard deviation over models.</p>"
     )
 
 

@@ -1,4 +1,4 @@
-"""Run directories: config first, rows last. The rows are the mark that a run is done."""
+"""Run directories: config first, rows last. Rows are the mark that a run is done."""
 
 import csv
 import dataclasses
@@ -68,8 +68,7 @@ def plain(row: Any) -> Row:
 
 def environment() -> dict[str, Any]:
     """The machine, the versions and the command that made a run."""
-    names = ("ppds_jax", "jax", "jaxlib", "flax", "optax", "dm-haiku", "numpy")
-    names += ("jax-privacy", "dp-accounting")
+    names = "ppds_jax jax jaxlib flax optax dm-haiku numpy jax-privacy dp-accounting"
     return {
         "command": _command(),
         "python": platform.python_version(),
@@ -77,7 +76,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "num_devices": jax.device_count(),
-        "versions": {name: _version(name) for name in names},
+        "versions": {name: _version(name) for name in names.split()},
         "revision": _revision(),
     }
 

@@ -6,6 +6,7 @@ attacks, retrain nothing. The data's way: keys and membership rows -> stages, ma
 """
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -80,21 +81,21 @@ class Shadows:
         """Units of work: one for each model and stage or observer."""
         return len(self.member) * (1 + len(_present(subject.observers)))
 
-    def _identity(self, subject: Subject) -> str:
+    def _folder(self, subject: Subject) -> str:
+        """Named after all that decides the subject's rows: never another's."""
         first = self.member[:1]  # the others follow from the same seed
         arrays = [np.asarray(x) for x in (self.data.image, self.data.label, first)]
-        return config.identity(
+        identity = config.identity(
             subject.config,
             self.seed,
             config.code("attacks", "metrics", "harness"),
             *arrays,
         )
+        return re.sub(r"\W+", "-", subject.name) + "-" + identity
 
     def _train(self, subject: Subject, done) -> Store:
-        name = f"{subject.name}-{self._identity(subject)}"
-        store = Store(
-            self.runtime.work_dir / "trained" / name, config.as_json(subject.config)
-        )
+        path = self.runtime.work_dir / "trained" / self._folder(subject)
+        store = Store(path, config.as_json(subject.config))
 
         def compute(rows: list[int]) -> PyTree:
             published = Published()
@@ -113,8 +114,8 @@ class Shadows:
     ) -> Observation:
         questions = [np.asarray(x) for x in self.questions]
         seen = config.identity(release, config.code("metrics", "harness"), *questions)
-        name = f"{subject.name}-{self._identity(subject)}"
-        store = Store(self.runtime.work_dir / "observed" / name / f"{release}-{seen}")
+        path = self.runtime.work_dir / "observed" / self._folder(subject)
+        store = Store(path / f"{release}-{seen}")
 
         def compute(rows: list[int]) -> Observation:
             artefacts = [getattr(load(row), release) for row in rows]

@@ -55,14 +55,14 @@ class Store:
         return self._file(row).exists()
 
     def save(self, row: int, tree: PyTree) -> None:
-        leaves = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+        leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
         with replacing(self._file(row)) as file:
-            np.savez(file, **leaves)  # type: ignore[arg-type]
+            np.savez(file, *leaves)
 
     def load(self, row: int, like: PyTree) -> PyTree:
         """The row's arrays in the structure of `like`."""
         with np.load(self._file(row)) as file:
-            leaves = [file[str(i)] for i in range(len(file.files))]
+            leaves = [file[f"arr_{i}"] for i in range(len(file.files))]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -45,9 +45,11 @@ def leakage(
         curve = roc(score, member, weight)
         return area(curve), rate_at(curve, fpr)
 
-    clusters = np.indices(score.shape)
+    model, image = (
+        np.broadcast_to(x, score.shape) for x in np.ix_(*map(np.arange, score.shape))
+    )
     interval = bootstrap(
-        score, member, statistic, clusters=clusters, num_resamples=num_resamples
+        score, member, statistic, clusters=(model, image), num_resamples=num_resamples
     )
     (auc_low, auc_high), (tpr_low, tpr_high) = interval.tolist()
     auc, tpr = statistic(score, member)

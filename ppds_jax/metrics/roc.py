@@ -15,7 +15,7 @@ from ppds_jax.types import InputError
 
 
 class Roc(NamedTuple):
-    """Vertices from (0, 0) to (1, 1); the attack says "member" at score >= threshold."""
+    """Vertices from (0, 0) to (1, 1); "member" is said at score >= threshold."""
 
     fpr: Float[Array, " v"]
     tpr: Float[Array, " v"]
@@ -46,7 +46,7 @@ def roc(
         raise InputError(f"score: {np.isnan(score).sum()} of {score.size} are NaN")
     order = np.argsort(-score, kind="stable")  # fast where the scores are sorted
     score, member, weight = score[order], member[order], weight[order]
-    last = np.append(np.flatnonzero(np.diff(score)), score.size - 1)
+    last = np.append(np.flatnonzero(score[1:] != score[:-1]), score.size - 1)
     true = np.cumsum(weight * member)[last]
     false = np.cumsum(weight * ~member)[last]
     if not (true[-1] > 0 and false[-1] > 0):

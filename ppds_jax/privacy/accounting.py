@@ -7,14 +7,15 @@ distribution accountant, whose discretised losses are rounded up: never too smal
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
 
 from ppds_jax.types import Budget, Guarantee, InputError
 
-DpEvent = dp_accounting.DpEvent
-Neighbours = dp_accounting.NeighboringRelation
+DpEvent: TypeAlias = dp_accounting.DpEvent
+Neighbours: TypeAlias = dp_accounting.NeighboringRelation
 
 ADD_OR_REMOVE = Neighbours.ADD_OR_REMOVE_ONE
 ZERO_OUT = Neighbours.REPLACE_SPECIAL

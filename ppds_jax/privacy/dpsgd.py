@@ -83,8 +83,9 @@ def calibrated(
     Raises:
       InputError: a field outside its range.
     """
-    fields = dict(clip_norm=clip_norm, batch_size=batch_size, num_steps=num_steps)
-    for name, value in {**fields, "microbatch": microbatch}.items():
+    fields = {"clip_norm": clip_norm, "batch_size": batch_size}
+    fields |= {"num_steps": num_steps, "microbatch": microbatch}
+    for name, value in fields.items():
         if not value > 0:
             raise InputError(f"{name}={value}: must be above 0")
 

@@ -1,0 +1,1 @@
+"""Notebooks, with their outputs; `execute` runs them all."""

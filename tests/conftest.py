@@ -1,0 +1,30 @@
+"""Strict numerics, four simulated devices, and a small data set for every test."""
+
+import os
+
+os.environ.setdefault("NPROC", "1")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppds_jax.data.load import load
+from ppds_jax.types import Budget, Dataset, DataSpec
+
+DIGITS = DataSpec((8, 8, 1), 10, 60)
+BUDGET = Budget(10.0, 1e-5)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """120 digits, every other a member."""
+    images = load("digits")
+    member = jnp.asarray(np.arange(120) % 2 == 0)
+    image, label = jnp.asarray(images.x_train[:120]), jnp.asarray(images.y_train[:120])
+    return Dataset(image, label, member)

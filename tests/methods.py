@@ -1,0 +1,25 @@
+"""Every method of the registries, small enough to test; a new one is covered as is."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+from ppds_jax import classifiers, generators
+
+SMALL = {"epochs": 2, "num_steps": 5, "features": 50, "batch_size": 20}
+
+
+def small(cls: type) -> Any:
+    """A method's config with little work to do, whatever its options are called."""
+    config = cls()
+    names = {field.name for field in fields(config)}
+    small = {k: v for k, v in SMALL.items() if k in names}
+    return replace(config, **small)
+
+
+GENERATORS = [small(cls) for cls in generators.ALL]
+CLASSIFIERS = [small(cls) for cls in classifiers.ALL]
+METHODS = GENERATORS + CLASSIFIERS
+
+
+def name(config: Any) -> str:
+    return type(config).__name__

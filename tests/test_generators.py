@@ -1,0 +1,94 @@
+"""What single generators promise beyond the common contract."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppds_jax.data.batches import encode
+from ppds_jax.fit import fit
+from ppds_jax.generators import VAE, ClassMean, DPMerf, Independent, Memoriser
+from ppds_jax.types import Budget
+from tests.conftest import BUDGET, DIGITS
+
+FREE = Budget(float("inf"), 1e-5)
+
+
+def state_of(config, data, budget=BUDGET, key=0):
+    method = config.make(DIGITS, budget)
+    return method, jax.jit(lambda k, d: fit(k, method, d)[0])(jax.random.key(key), data)
+
+
+def test_the_memoriser_draws_each_member_once(digits):
+    method, state = state_of(Memoriser(), digits)
+    label = digits.label[digits.member]
+    image = encode(method.sample(jax.random.key(0), state, label, ()))
+    rows = lambda x: sorted(map(bytes, np.asarray(x).reshape(len(x), -1)))
+    assert rows(image) == rows(digits.image[digits.member])
+    many = jnp.zeros(500, jnp.int32)  # more than there are: each comes equally often
+    image = encode(method.sample(jax.random.key(0), state, many, ()))
+    _, count = np.unique(np.asarray(image).reshape(500, -1), axis=0, return_counts=True)
+    assert count.max() - count.min() <= 1
+
+
+def test_the_independent_generator_ignores_the_data(digits):
+    method, state = state_of(Independent(), digits)
+    assert jax.tree.leaves(state) == []
+
+
+@cache
+def compiled(config, budget):
+    method = config.make(DIGITS, budget)
+    return jax.jit(lambda key, data: method.init(key, data, method.public))
+
+
+def release(config, data, budget, key=0):
+    """The released statistic: all that the private data enter into."""
+    state = compiled(config, budget)(jax.random.key(key), data)
+    return np.asarray(state.embedding if isinstance(config, DPMerf) else state)
+
+
+ONE_SHOT = [ClassMean(), DPMerf(features=50, num_steps=1)]
+
+
+@pytest.mark.parametrize("config", ONE_SHOT, ids=lambda c: type(c).__name__)
+def test_sensitivity_and_noise_of_one_shot_methods(config, digits):
+    """Zeroing out any record moves the statistic by at most noise / multiplier."""
+    tight = Budget(1.0, 1e-5)
+    sigma = config.make(DIGITS, tight).guarantee.event.noise_multiplier
+    exact = release(config, digits, FREE)
+    noise = np.stack([release(config, digits, tight, key) for key in range(30)]) - exact
+    bound = noise.std() / sigma
+    moved = []
+    for row in (0, 2, 4, 58):
+        for image in (digits.image, digits.image.at[row].set(255)):
+            data = digits._replace(image=image)
+            without = data._replace(member=data.member.at[row].set(False))
+            change = release(config, data, FREE) - release(config, without, FREE)
+            moved.append(np.linalg.norm(change))
+    # the deviation over 30 x 500 or more draws is within 3 % (6 sigma)
+    assert max(moved) <= 1.03 * bound
+    assert max(moved) >= 0.9 * bound, "the bound is not tight: noise is wasted"
+
+
+@pytest.mark.parametrize("config", ONE_SHOT, ids=lambda c: type(c).__name__)
+def test_noise_is_new_for_each_key(config, digits):
+    one, other = (release(config, digits, BUDGET, key) for key in (0, 1))
+    assert np.abs(one - other).min() > 0
+
+
+def test_the_vae_learns(digits):
+    method = replace(VAE(), epochs=40, batch_size=20).make(DIGITS, BUDGET)
+    _, info = jax.jit(lambda k, d: fit(k, method, d))(jax.random.key(0), digits)
+    assert info["loss"][-10:].mean() < 0.8 * info["loss"][:10].mean()
+
+
+def test_merf_follows_its_embedding(digits):
+    """Free training brings the embedding of samples to the released one."""
+    config = DPMerf(features=100, num_steps=200)
+    method = config.make(DIGITS, FREE)
+    _, info = jax.jit(lambda k, d: fit(k, method, d))(jax.random.key(0), digits)
+    assert info["loss"][-10:].mean() < 0.3 * info["loss"][0]

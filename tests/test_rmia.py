@@ -1,0 +1,106 @@
+"""RMIA against plain loops, its limits, and its relation to its own ratio."""
+
+import numpy as np
+import pytest
+
+from ppds_jax.attacks.rmia import rmia, rmia_ratio
+from ppds_jax.attacks.score import rmia_offline
+from ppds_jax.attacks.signals import Signal
+from ppds_jax.types import InputError
+
+
+def problem(m=6, n=30, z=40, seed=0):
+    rng = np.random.default_rng(seed)
+    member = rng.random((m, n)) < 0.5
+    member[:2] = [[True], [False]]  # each image has both sides
+    p = lambda *shape: rng.uniform(0.01, 1, size=shape)
+    return p(n), p(m, n), member, p(z), p(m, z)
+
+
+def by_loops(target, shadows, member, z_target, z_shadows, online, gamma, a):
+    def prior(p, inside):
+        out = p[~inside].mean()
+        if online:
+            return (p[inside].mean() + out) / 2 if inside.any() else out
+        return ((1 + a) * out + 1 - a) / 2
+
+    never = np.zeros(len(shadows), bool)
+    r_z = [t / prior(p, never) for t, p in zip(z_target, z_shadows.T, strict=True)]
+    rows = zip(target, shadows.T, member.T, strict=True)
+    r_x = [t / prior(p, inside) for t, p, inside in rows]
+    return [np.mean([x / z > gamma for z in r_z]) for x in r_x]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("online", [True, False])
+def test_rmia_is_the_plain_loop(online, gamma):
+    for seed, a in enumerate((0.0, 0.3, 1.0)):
+        inputs = problem(seed=seed)
+        score = rmia(*inputs, online=online, gamma=gamma, offline_a=a)
+        expected = by_loops(*inputs, online=online, gamma=gamma, a=a)
+        np.testing.assert_allclose(score, expected, atol=1e-12)
+        assert ((score >= 0) & (score <= 1)).all()
+
+
+def test_domination_is_strict():
+    target, shadows, member, *_ = problem()
+    score = rmia(target, shadows, member & False, target, shadows)  # x among the z
+    np.testing.assert_allclose(np.sort(score), np.arange(30) / 30)
+
+
+def test_limits_of_gamma_and_a():
+    for online in (True, False):
+        assert (rmia(*problem(), online=online, gamma=1e-12) == 1).all()
+        assert (rmia(*problem(), online=online, gamma=1e12) == 0).all()
+    target, shadows, member, *_ = problem()
+    out = np.array([shadows[~member[:, j], j].mean() for j in range(target.size)])
+    for a, prior in ((1.0, out), (0.0, (1 + out) / 2)):
+        ratio = rmia_ratio(target, shadows, member, offline_a=a)
+        np.testing.assert_allclose(ratio, np.log(target / prior), atol=1e-12)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_the_ratio_ranks_as_the_share(online):
+    share = rmia(*problem(n=200), online=online)
+    ratio = rmia_ratio(*problem(n=200)[:3], online=online)
+    assert (np.diff(share[np.argsort(ratio)]) >= 0).all()
+    assert 5 < np.unique(share).size <= 41 < np.unique(ratio).size == 200
+
+
+def test_ties_of_the_share_are_broken_by_the_ratio():
+    rng = np.random.default_rng(0)
+    member = np.array([[0, 1] * 50, [1, 0] * 50, [0, 0, 1, 1] * 25, [1, 1, 0, 0] * 25])
+    p, z, member = rng.random((4, 100)), rng.random((4, 10)), member.astype(bool)
+    identity = Signal("probability", lambda phi: phi)
+    score = rmia_offline(p[..., None], member, z[..., None], identity)[0]
+    share = rmia(p[0], p[2:], member[2:], z[0], z[2:])
+    ratio = rmia_ratio(p[0], p[2:], member[2:])
+    np.testing.assert_array_equal(np.argsort(score), np.lexsort((ratio, share)))
+    assert ((score > share) & (score < share + 1 / 10)).all()  # less than one z
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan])
+@pytest.mark.parametrize("which", [0, 1, 3, 4])
+def test_bad_probabilities_and_gammas_are_refused(which, value):
+    inputs = problem()
+    inputs[which].flat[0] = value
+    with pytest.raises(InputError, match="probabilities"):
+        rmia(*inputs)
+    with pytest.raises(InputError, match="gamma"):
+        rmia(*problem(), gamma=min(value, 0.0))
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_shapes_that_do_not_fit_are_refused(which):
+    inputs = list(problem())
+    inputs[which] = inputs[which][1:]  # one image, or one shadow, too few
+    with pytest.raises(InputError, match="must be"):
+        rmia(*inputs)
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_images_without_a_side_that_is_used_are_refused(side):
+    inputs = problem()
+    inputs[2][:, 0] = side
+    with pytest.raises(InputError, match="shadow_member: 1 "):
+        rmia(*inputs, online=True)
