@@ -5,6 +5,7 @@ outputs in place.
 """
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,16 +32,21 @@ def execute(path: Path, write: bool) -> float:
       CellExecutionError: a cell raised.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        km=AsyncKernelManager(kernel_spec_manager=ThisPython(), transport="ipc"),
-        resources={"metadata": {"path": str(path.parent)}},
-        timeout=600,
-        coalesce_streams=True,
-        record_timing=False,  # times would change the file at each run
-    )
     start = time.perf_counter()
-    client.execute()
+    with tempfile.TemporaryDirectory() as sockets:
+        client = NotebookClient(
+            notebook,
+            km=AsyncKernelManager(
+                kernel_spec_manager=ThisPython(),
+                transport="ipc",  # no other user of the machine can listen
+                ip=f"{sockets}/kernel",
+            ),
+            resources={"metadata": {"path": str(path.parent)}},
+            timeout=600,
+            coalesce_streams=True,
+            record_timing=False,  # times would change the file at each run
+        )
+        client.execute(cleanup_kc=True)  # stops the kernel
     seconds = time.perf_counter() - start
     if write:
         nbformat.write(notebook, path)

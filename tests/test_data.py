@@ -96,7 +96,7 @@ def test_tfds_mock_data():
 
 def test_tfds_unprepared_set_is_refused_at_once():
     pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(InputError, match="not prepared.*download_and_prepare"):
+    with pytest.raises(InputError, match=r"not prepared.*download_and_prepare"):
         load("tfds:kmnist")
 
 

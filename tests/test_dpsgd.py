@@ -27,7 +27,8 @@ def loss(key, params, image, label):
 
 
 def settings(**changes):
-    fields = dict(noise_multiplier=0.0, clip_norm=1e6, num_members=40, batch_size=40)
+    fields = {"noise_multiplier": 0.0, "clip_norm": 1e6, "num_members": 40}
+    fields["batch_size"] = 40
     return DPSGD(**{**fields, "num_steps": 10, "microbatch": 8, **changes})
 
 

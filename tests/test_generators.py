@@ -35,7 +35,7 @@ def test_the_memoriser_draws_each_member_once(digits):
 
 
 def test_the_independent_generator_ignores_the_data(digits):
-    method, state = state_of(Independent(), digits)
+    _, state = state_of(Independent(), digits)
     assert jax.tree.leaves(state) == []
 
 

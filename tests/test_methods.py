@@ -111,7 +111,7 @@ def test_samples_are_images_of_the_labels_asked_for(config, digits):
 
 @pytest.mark.parametrize("config", METHODS, ids=name)
 def test_the_budget_is_kept_and_used(config):
-    """epsilon is infinite (no promise), 0 (no data), or within [0.9, 1] of the budget."""
+    """epsilon is infinite (no promise), 0 (no data), or 0.9 to 1 of the budget."""
     spent = epsilon(made(config).guarantee, BUDGET.delta)
     assert spent in (0, float("inf")) or 0.9 <= spent / BUDGET.epsilon <= 1
 

@@ -17,10 +17,12 @@ from experiments import survey
 from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.generators import ALL, Independent, Memoriser
 from ppds_jax.harness import config
+from ppds_jax.sampling.balanced import Balanced
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = "--num-private 100 --num-population 40 --more-samples 1 --num-resamples 20"
 OPTIONS += " --classifier.epochs 2 --classifier.width 4 --classifier.hidden 8"
+OPTIONS += " --sampler.num-images 100"
 OPTIONS += " --dp-classifier.epochs 1 --dp-classifier.width 4 --dp-classifier.hidden 8"
 TINY = replace(
     survey.PRESETS["smoke"][1],
@@ -28,6 +30,7 @@ TINY = replace(
     num_population=40,
     more_samples=1,
     num_resamples=20,
+    sampler=Balanced(num_images=100),
     classifier=CNN(epochs=2, width=4, hidden=8),
     dp_classifier=DPCNN(epochs=1, width=4, hidden=8),
     generators=(Memoriser(), Independent()),
@@ -121,8 +124,8 @@ def test_every_number_of_the_report_is_in_the_rows(finished):
                 known |= {f"{value:.3f}", f"{100 * value:.1f}", f"{value:.3g}"}
                 known |= {f"{value:,}", f"{value:g}", f"{100 * value:.0f}"}
                 known |= {f"{value:.1e}"}
-    text = re.sub(r"<style>.*?</style>|src=\"[^\"]*\"|<h2>How this was made.*", "", page,
-                  flags=re.S)  # fmt: skip
+    aside = r"<style>.*?</style>|src=\"[^\"]*\"|<h2>How this was made.*"
+    text = re.sub(aside, "", page, flags=re.S)
     text = re.sub(r"<[^>]*>", " ", text)
     # what is said of every report: intervals, logarithms' ends, wanted values, notes
     known |= {"95", "0.5", "0.95", "1", "2", "3", "1.0", "0.500"}
@@ -170,12 +173,12 @@ def test_a_generator_in_the_users_own_file(finished, tmp_path):
 def test_a_diverged_training_is_named(finished):
     runtime, _, _ = finished
     wild = replace(TINY, classifier=replace(TINY.classifier, learning_rate=1e30))
-    with pytest.raises(FloatingPointError, match="real_classifier.*diverged"):
+    with pytest.raises(FloatingPointError, match=r"real_classifier.*diverged"):
         survey.run(replace(wild, generators=()), runtime)
 
 
 def test_a_killed_survey_goes_on_where_it_was(finished, tmp_path):
-    """SIGKILL in the middle; the second run keeps the rows and gives the same result."""
+    """SIGKILL in the middle; the second run keeps the rows, and gives the same."""
     _, rows, _ = finished
     command = [sys.executable, "-m", "experiments.survey", "smoke", *OPTIONS.split()]
     command += ["--generators", "Memoriser", "Independent", "--work-dir", str(tmp_path)]

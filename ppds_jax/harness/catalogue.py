@@ -1,4 +1,4 @@
-"""The table of methods, computed from the registries: `python -m` this module prints it.
+"""The table of methods, from the registries: `python -m` this module prints it.
 
 What a method's row says stands in the docstring of its config and nowhere else.
 """

@@ -51,6 +51,7 @@ def tradeoff(rows: list[dict[str, Any]]) -> bytes:
             markersize=7,
             capsize=2,
             linewidth=1,
+            zorder=2 if row["control"] else 3,
         )
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("AUC of membership inference (0.5 is chance)")

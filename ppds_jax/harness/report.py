@@ -72,8 +72,8 @@ def answer(rows: list[Row]) -> tuple[str, str]:
     images = [row for row in shown if row["release"] == "images" and not row["control"]]
     first = (
         f"Trained on {real['num_members']:,} real images the classifier reaches "
-        f"{_percent(real['accuracy'])} on real test images, and with DP-SGD at "
-        f"epsilon {_number(dp['epsilon'])} {_percent(dp['accuracy'])}"
+        f"{_percent(real['accuracy'])} on real test images, and, trained by DP-SGD at "
+        f"epsilon {_number(dp['epsilon'])}, {_percent(dp['accuracy'])}"
     )
     if not images:
         return first + ".", "No generator was surveyed."
@@ -91,7 +91,7 @@ def answer(rows: list[Row]) -> tuple[str, str]:
             f"{_percent(best['accuracy'])} with {best['subject']} at epsilon "
             f"{_number(best['epsilon'])}"
         )
-    first += f"; on synthetic images alone, {' and '.join(parts)}."
+    first += f"; on synthetic images alone, {', and '.join(parts)}."
     best = max(images, key=lambda row: row["accuracy"])
     leaks = "; ".join(
         f"{RELEASES[row['release']]} {_interval(row, 'auc')}"
@@ -119,8 +119,8 @@ def _page(rows: list[Row], figures: dict[str, bytes], env: Any, config: Any) -> 
         f"{html.escape(row['data'])}, and what does each release give away about which "
         f"images were among them? {row['num_shadows']} models of every pipeline were "
         f"trained, each on {row['num_members']:,} of the images, re-running "
-        f"generation, sampling of {released:,} images and classification; each model in turn was "
-        "attacked with the others as references."
+        f"generation, sampling of {released:,} images and classification; each model "
+        "in turn was attacked with the others as references."
     )
     figure = lambda name, text: (
         f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,'
@@ -181,7 +181,7 @@ def _controls(rows: list[Row]) -> str:
     for row in rows:
         if not row["control"] or row["attack"] != "lira":
             continue
-        if row["subject"] == "Memoriser":
+        if row["control"].startswith("returns"):
             if row["release"] != "images" or row["signal"] != "nearest":
                 continue
             good, wanted = row["auc"] >= 0.95, "at least 0.95"
@@ -220,7 +220,7 @@ def _table(rows: list[Row]) -> str:
             row["neighbours"] if private else "",
             marks if private else "",
         ]
-        numeric = range(5, 10)
+        numeric = range(5, 11)
         lines.append(
             "<tr>"
             + "".join(
