@@ -1,5 +1,6 @@
 """Methods by name, identities of configs, and the command line's errors."""
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,22 @@ def test_bad_input_stops_before_training_with_exit_code_2(
     assert message in shown.err + shown.out
     assert "Traceback" not in shown.err
     assert not list((tmp_path / "runs").rglob("row-*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "make room"),
+        (KeyboardInterrupt(), 130, "goes on from here"),
+    ],
+)
+def test_a_full_disk_or_an_interruption_is_said_in_one_line(
+    error, code, message, capsys
+):
+    def run(cfg, runtime):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        config.main(run, survey.PRESETS, ["smoke"])
+    assert stop.value.code == code
+    assert message in capsys.readouterr().err

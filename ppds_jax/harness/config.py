@@ -7,6 +7,7 @@ values and over the source of the code that it runs. What does not change the re
 
 import ast
 import dataclasses
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -183,7 +184,8 @@ def main(
 ) -> Any:
     """The command line of an experiment: a preset, then options that override it.
 
-    A wrong input ends the process with exit code 2 and one line that says what to do.
+    A wrong input ends the process with exit code 2 and one line that says what to do; a
+    full disk with 1, an interruption with 130. Finished work is kept in each case.
     """
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -196,6 +198,18 @@ def main(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"error: {error}; what was finished is kept: make room, and the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
 
 
 def _command(config: Any) -> Any:
