@@ -38,8 +38,12 @@ def use_cores(count: int | None = None) -> None:
     before JAX has computed anything, and none on other backends.
     """
     os.environ.setdefault("NPROC", "1")  # read by XLA:CPU for its thread pool
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # JAX has started: keep what there is
-        jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", count or cores)
 
 
 def loop_body(fn: Callable) -> Callable:
