@@ -41,6 +41,8 @@ def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Gu
 
     The sensitivity must be that of `neighbours`. A multiplier of 0 is not private.
     """
+    if noise_multiplier == 0:
+        return non_private()
     return Guarantee(dp_accounting.GaussianDpEvent(noise_multiplier), neighbours, notes)
 
 
