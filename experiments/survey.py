@@ -13,7 +13,7 @@ those of the independent generator are not (0.5 within its interval), and the me
 drawn anew reads 0.5. It prints the path of an HTML report.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -185,7 +185,8 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
 
 def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
     shadows = _shadows(cfg, images, runtime)
-    subjects = _subjects(cfg, images)
+    with progress(2 + len(cfg.generators), "calibrating") as done:
+        subjects = _subjects(cfg, images, done)
     here.start()
     results = {}
     with progress(sum(map(shadows.cost, subjects)), "shadow models") as done:
@@ -270,7 +271,7 @@ def _names(methods: Sequence[Any]) -> list[str]:
     return [s if short.count(s) == 1 else d for s, d in zip(short, long, strict=True)]
 
 
-def _subjects(cfg: Config, images: Images) -> list[Subject]:
+def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     """Real classifiers, then each generator's pipeline, with what attacks them."""
     members = cfg.num_private // 2
     spec = DataSpec(images.x_train.shape[1:], images.num_classes, members)
@@ -284,6 +285,7 @@ def _subjects(cfg: Config, images: Images) -> list[Subject]:
     # one of each, so that all pipelines share the compiled program
     classify, look = classification(classifier), classifier_observer(classifier)
     look_at_images = images_observer(classifier)
+    done(2)
     subjects = [
         Subject(
             name,
@@ -310,8 +312,10 @@ def _subjects(cfg: Config, images: Images) -> list[Subject]:
                     (look,),
                 ),
                 guarantees(generator, sampler, classifier),
+                attacker=cfg.more_samples,
             )
         )
+        done(1)
     return subjects
 
 

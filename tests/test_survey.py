@@ -157,6 +157,14 @@ def test_more_shadows_and_another_bootstrap_retrain_nothing(finished):
     assert len(after) - len(before) == 2 * 4 + 2 * 8
 
 
+def test_another_attacker_looks_again_but_retrains_nothing(finished):
+    runtime, _, _ = finished
+    trained, seen = stamps(runtime), stamps(runtime, "observed")
+    survey.run(replace(TINY, more_samples=2), runtime)
+    assert stamps(runtime) == trained
+    assert len(stamps(runtime, "observed")) > len(seen)
+
+
 def test_a_generator_in_the_users_own_file(finished, tmp_path):
     runtime, _, _ = finished
     path = tmp_path / "my_pixels.py"

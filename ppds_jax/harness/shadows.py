@@ -31,6 +31,7 @@ class Subject(NamedTuple):
     stages: tuple[Stage, ...]
     observers: Published  # for each release a tuple of Looks, the last an Observer
     guarantees: Published  # a Guarantee for each release, or None
+    attacker: Any = None  # whatever else decides what the attacker sees
 
 
 class Result(NamedTuple):
@@ -113,7 +114,9 @@ class Shadows:
         self, subject: Subject, release: str, looks: tuple[Look, ...], load, done
     ) -> Observation:
         questions = [np.asarray(x) for x in self.questions]
-        seen = config.identity(release, config.code("metrics", "harness"), *questions)
+        seen = config.identity(
+            release, subject.attacker, config.code("metrics", "harness"), *questions
+        )
         path = self.runtime.work_dir / "observed" / self._folder(subject)
         store = Store(path / f"{release}-{seen}")
 
