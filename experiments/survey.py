@@ -43,7 +43,13 @@ from ppds_jax.harness.run import Row, Run, plain
 from ppds_jax.harness.shadows import Result, Shadows, Subject
 from ppds_jax.metrics.leakage import Leakage, leakage
 from ppds_jax.metrics.roc import Roc, roc
-from ppds_jax.pipeline import classification, generation, guarantees, sampling
+from ppds_jax.pipeline import (
+    check_generator,
+    classification,
+    generation,
+    guarantees,
+    sampling,
+)
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.sampling.balanced import Balanced
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError, Published
@@ -223,6 +229,8 @@ def _check(cfg: Config, images: Images) -> None:
         )
     if cfg.num_shadows < 4 or cfg.num_shadows % 2:
         raise InputError(f"num_shadows={cfg.num_shadows}: must be even and at least 4")
+    if not 0 <= cfg.seed < 2**31:
+        raise InputError(f"seed={cfg.seed}: must lie between 0 and 2^31 - 1")
     for name in ("more_samples", "num_resamples"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}={getattr(cfg, name)}: must be at least 1")
@@ -268,7 +276,11 @@ def _names(methods: Sequence[Any]) -> list[str]:
     """The class of each method, with its options where a class comes twice."""
     short = [type(method).__name__ for method in methods]
     long = [config.describe(method) for method in methods]
-    return [s if short.count(s) == 1 else d for s, d in zip(short, long, strict=True)]
+    place = [type(method).__module__ for method in methods]
+    return [
+        a if short.count(a) == 1 else b if long.count(b) == 1 else f"{c}.{b}"
+        for a, b, c in zip(short, long, place, strict=True)
+    ]
 
 
 def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
@@ -301,6 +313,7 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     ]
     for name, method in zip(_names(cfg.generators), cfg.generators, strict=True):
         generator = method.make(spec, budget)
+        check_generator(name, generator, spec)
         subjects.append(
             Subject(
                 name,

@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ppds_jax.fit import fit
 from ppds_jax.privacy.accounting import compose
 from ppds_jax.types import (
     Classifier,
     Dataset,
+    DataSpec,
     Generator,
+    InputError,
     Key,
     Published,
     PyTree,
@@ -68,6 +71,34 @@ def classification(classifier: Classifier) -> Stage:
 def as_dataset(images: Synthetic) -> Dataset:
     """Synthetic images as training data: all rows that were not dropped."""
     return Dataset(images.image, images.label, images.weight > 0)
+
+
+def check_generator(name: str, generator: Generator, spec: DataSpec) -> None:
+    """Traces a generator once, without computing, and checks what it samples.
+
+    Raises:
+      InputError: its functions do not fit together, or do not give images.
+    """
+    shape = (3, *spec.image_shape)
+    label = jnp.zeros(3, jnp.int32)
+    data = Dataset(jnp.zeros(shape, jnp.uint8), label, jnp.ones(3, bool))
+
+    def trace(key):
+        state, _ = fit(key, generator, data)
+        return generator.sample(key, state, label, generator.public)
+
+    try:
+        image = jax.eval_shape(trace, jax.random.key(0))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"generator {name}: does not trace: {type(error).__name__}: {lines[0]}"
+        ) from error
+    if image.shape != shape or image.dtype != jnp.float32:
+        raise InputError(
+            f"generator {name}: sample gives {image.dtype}{list(image.shape)} for 3 "
+            f"labels; must give float32{list(shape)}"
+        )
 
 
 def run_stages(key: Key, stages: Sequence[Stage], data: Dataset) -> Published:

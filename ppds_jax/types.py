@@ -27,20 +27,29 @@ class InputError(ValueError):
     """A wrong input. The message names the field, its value and what would be right."""
 
 
-def require_positive(config: Any, *but: str) -> None:
-    """Refuses a method's config with a number that is not above 0, except fields `but`.
+def check_numbers(config: Any, *zero_allowed: str) -> None:
+    """Refuses a method's config with a number of the wrong kind or not above 0.
+
+    The kind is that of the field's default; fields in `zero_allowed` may be 0, and one
+    whose default is None may be None.
 
     Raises:
       InputError: naming the field and its value.
     """
     for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in but or value is None:
+        value, default = getattr(config, field.name), field.default
+        if value is None and default is None:
             continue
-        for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, (int, float)) or not number > 0:
+        several = isinstance(default, tuple)
+        kind = float if isinstance(default, float) else int
+        wanted = "a number" if kind is float else "whole, and"
+        limit = "at least 0" if field.name in zero_allowed else "above 0"
+        for number in value if several and isinstance(value, tuple) else (value,):
+            fits = isinstance(number, (int, kind)) and not isinstance(number, bool)
+            fits = fits and (number > 0 or (number == 0 and limit == "at least 0"))
+            if not fits:
                 name = f"{type(config).__name__}.{field.name}"
-                raise InputError(f"{name}={value!r}: must be above 0")
+                raise InputError(f"{name}={value!r}: must be {wanted} {limit}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Methods by name, identities of configs, and the command line's errors."""
 
 import errno
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiments import survey
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 class Mine:
     size: int = 3
 """
+MAKES = MINE + "    def make(self, spec, budget): ...\n"
 
 
 def test_methods_by_name(tmp_path):
@@ -25,7 +28,7 @@ def test_methods_by_name(tmp_path):
         features=20, hidden=(5,)
     )
     path = tmp_path / "mine.py"
-    path.write_text(MINE)
+    path.write_text(MAKES)
     assert config.method(f"{path}:Mine(size=5)", ALL).size == 5
 
 
@@ -39,6 +42,7 @@ def test_methods_by_name(tmp_path):
         ("nowhere.py:Mine", "no such file"),
         ("no.such.module:Mine", "No module"),
         ("json:Mine", "defines no Mine"),
+        ("json:loads", "must be a frozen dataclass"),
     ],
 )
 def test_wrong_methods_are_refused(text, message):
@@ -56,9 +60,9 @@ def test_identity_depends_on_values_and_on_out_of_tree_source(tmp_path):
     assert config.identity(smoke) == config.identity(replace(smoke))
     assert config.identity(smoke) != config.identity(replace(smoke, seed=1))
     path = tmp_path / "mine_too.py"
-    path.write_text(MINE)
+    path.write_text(MAKES)
     before = config.identity(config.method(f"{path}:Mine", ALL))
-    path.write_text(MINE + "# changed\n")
+    path.write_text(MAKES + "# changed\n")
     assert config.identity(config.method(f"{path}:Mine", ALL)) != before
 
 
@@ -68,7 +72,10 @@ def test_identity_depends_on_values_and_on_out_of_tree_source(tmp_path):
         ("--data nowhere.npz", "no such file"),
         ("--epsilon 0", "epsilon=0.0: must be above 0"),
         ("--epsilon nan", "epsilon=nan"),
-        ("--delta 1", "delta=1.0: must lie between 0 and 1"),
+        ("--epsilon 1e-4", "epsilon=0.0001: must lie between"),
+        ("--delta 1", "delta=1.0: must lie between"),
+        ("--seed -1", "seed=-1"),
+        ("--work-dir pyproject.toml/runs", "cannot be written into"),
         ("--num-shadows 5", "num_shadows=5: must be even"),
         ("--num-private 30", "num_private=30"),
         ("--num-private 1400", "has only 1437 training images"),
@@ -78,6 +85,10 @@ def test_identity_depends_on_values_and_on_out_of_tree_source(tmp_path):
         ("--generators gan", "use one of VAE"),
         ("--generators VAE VAE", "VAE is there twice"),
         ("--generators VAE(epochs=0)", "VAE.epochs=0"),
+        ("--generators VAE(latent=1.5)", "VAE.latent=1.5: must be whole"),
+        ("--generators VAE(beta=-1)", "VAE.beta=-1: must be a number at least 0"),
+        ("--generators ClassMean(spread='a')", "ClassMean.spread='a'"),
+        ("--generators DPMerf(features=3)", "DPMerf.features=3: must be even"),
         ("--classifier.epochs 0", "CNN.epochs=0"),
         ("--dp-classifier.clip-norm -1", "DPCNN.clip_norm=-1"),
         ("--sampler.num-images 0", "Balanced.num_images=0"),
@@ -89,6 +100,10 @@ def test_bad_input_stops_before_training_with_exit_code_2(
     arguments, message, tmp_path, capsys
 ):
     words = ["smoke", "--work-dir", str(tmp_path / "runs"), *arguments.split(" ")]
+    refused(words, message, tmp_path, capsys)
+
+
+def refused(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         config.main(survey.run, survey.PRESETS, words)
     assert stop.value.code == 2
@@ -96,6 +111,76 @@ def test_bad_input_stops_before_training_with_exit_code_2(
     assert message in shown.err + shown.out
     assert "Traceback" not in shown.err
     assert not list((tmp_path / "runs").rglob("row-*.npz"))
+
+
+X, Y = np.zeros((200, 4, 4), np.uint8), np.arange(200) % 4
+RARE = np.where(np.arange(200) == 7, 4, Y)  # one image of class 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": X[:, 0]}, "x_train has the shape"),
+        ({"x_train": X.astype(np.int32)}, "x_train is int32"),
+        ({"x_train": np.full(X.shape, np.nan)}, "NaN"),
+        ({"y_train": Y - 1}, "label -1"),
+        ({"y_train": RARE}, "class 4 has"),
+    ],
+)
+def test_bad_arrays_stop_before_training_with_exit_code_2(
+    changes, message, tmp_path, capsys
+):
+    arrays = {"x_train": X, "y_train": Y, "x_test": X[:20], "y_test": Y[:20]}
+    np.savez(tmp_path / "set.npz", **(arrays | changes))
+    words = ["smoke", "--work-dir", str(tmp_path / "runs"), "--num-private", "100"]
+    words += ["--data", str(tmp_path / "set.npz"), "--num-population", "20"]
+    refused(words, message, tmp_path, capsys)
+
+
+WRONG = {
+    "def (": "does not load: SyntaxError",
+    "import no_such_module": "does not load: ModuleNotFoundError",
+    "class Mine: pass": "must be a frozen dataclass",
+    MINE: "must be a frozen dataclass",
+    MINE
+    + """
+    def make(self, spec, budget):
+        from ppds_jax.generators import ClassMean
+        return ClassMean().make(spec, budget)._replace(
+            sample=lambda key, state, label, public: state)
+""": "sample gives float32[10, 8, 8, 1] for 3 labels; must give float32[3, 8, 8, 1]",
+    MINE
+    + """
+    def make(self, spec, budget):
+        from ppds_jax.generators import ClassMean
+        return ClassMean().make(spec, budget)._replace(
+            sample=lambda key, state, label, public: state + missing)
+""": "does not trace: NameError",
+}
+
+
+@pytest.mark.parametrize("code", WRONG)
+def test_a_wrong_generator_file_stops_before_training(code, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(code)
+    words = ["smoke", "--work-dir", str(tmp_path / "runs")]
+    words += ["--generators", f"{tmp_path}/mine.py:Mine"]
+    refused(words, WRONG[code], tmp_path, capsys)
+
+
+def test_files_with_the_same_names_are_told_apart(tmp_path):
+    made = """
+    def make(self, spec, budget):
+        return None
+"""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "random.py").write_text(MINE + made + f"# {folder}\n")
+    a, b = (config.method(f"{tmp_path}/{f}/random.py:Mine", ALL) for f in "ab")
+    assert config.identity(a) != config.identity(b)
+    before = config.identity(a)
+    (tmp_path / "a" / "random.py").write_text(MINE + made + "# changed\n")
+    assert config.identity(a) != before
+    assert "tmp" not in sys.modules["random"].__file__
 
 
 @pytest.mark.parametrize(

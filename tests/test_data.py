@@ -51,6 +51,8 @@ REFUSED = {
     "they must be alike": {"x_test": X[:3, :3]},
     "y_train has the shape": {"y_train": Y[:5]},
     "y_train is float64": {"y_train": Y + 0.5},
+    "2 channels": {"x_train": np.zeros((6, 4, 4, 2), np.uint8)},
+    "to 4294967296": {"y_train": np.array([0, 1, 2, 0, 1, 2**32])},
     "label -1": {"y_train": Y - 1},
     "no image of class 1": {"y_train": np.array([0, 2, 2, 0, 2, 2])},
     "y_test has the label 3": {"y_test": np.array([0, 1, 3])},

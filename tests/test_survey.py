@@ -15,8 +15,9 @@ import pytest
 
 from experiments import survey
 from ppds_jax.classifiers import CNN, DPCNN
-from ppds_jax.generators import ALL, Independent, Memoriser
+from ppds_jax.generators import ALL, VAE, ClassMean, Independent, Memoriser
 from ppds_jax.harness import config
+from ppds_jax.harness.report import answer, epsilon_text
 from ppds_jax.sampling.balanced import Balanced
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,7 @@ TINY = replace(
     sampler=Balanced(num_images=100),
     classifier=CNN(epochs=2, width=4, hidden=8),
     dp_classifier=DPCNN(epochs=1, width=4, hidden=8),
-    generators=(Memoriser(), Independent()),
+    generators=(Memoriser(), Independent(), ClassMean()),
 )
 SHUFFLE = '''
 """A generator of a user's own: the class means, in another order."""
@@ -96,6 +97,7 @@ def test_rows_are_complete_and_the_same_in_every_format(finished):
         "dp_classifier",
         "Memoriser",
         "Independent",
+        "ClassMean",
     }
     private = row(rows, subject="dp_classifier", attack="lira")
     assert 9 <= private["epsilon"] <= 10
@@ -113,6 +115,7 @@ def test_rows_are_complete_and_the_same_in_every_format(finished):
 
 def test_every_number_of_the_report_is_in_the_rows(finished):
     _, rows, folder = finished
+    assert "ClassMean" in answer(rows)[0]
     page = (folder / "report.html").read_text()
     for part in ("<h1>", "Controls", "All rows", "How this was made", "notes"):
         assert part in page
@@ -124,6 +127,7 @@ def test_every_number_of_the_report_is_in_the_rows(finished):
                 known |= {f"{value:.3f}", f"{100 * value:.1f}", f"{value:.3g}"}
                 known |= {f"{value:,}", f"{value:g}", f"{100 * value:.0f}"}
                 known |= {f"{value:.1e}"}
+        known.add(epsilon_text(r["epsilon"]))
     aside = r"<style>.*?</style>|src=\"[^\"]*\"|<h2>How this was made.*"
     text = re.sub(aside, "", page, flags=re.S)
     text = re.sub(r"<[^>]*>", " ", text)
@@ -153,8 +157,8 @@ def test_more_shadows_and_another_bootstrap_retrain_nothing(finished):
     assert rows[0]["num_shadows"] == 6
     after = stamps(runtime) | stamps(runtime, "observed")
     assert {path: after[path] for path in before} == before
-    # 4 pipelines get 2 models each; 2 classifiers and 2 x 3 releases are looked at
-    assert len(after) - len(before) == 2 * 4 + 2 * 8
+    # 5 pipelines get 2 models each; 2 classifiers and 3 x 3 releases are looked at
+    assert len(after) - len(before) == 2 * 5 + 2 * 11
 
 
 def test_another_attacker_looks_again_but_retrains_nothing(finished):
@@ -185,11 +189,25 @@ def test_a_diverged_training_is_named(finished):
         survey.run(replace(wild, generators=()), runtime)
 
 
+def test_a_diverged_generator_is_named_though_its_images_look_finite(finished):
+    runtime, _, _ = finished
+    wild = replace(TINY, generators=(VAE(epochs=3, learning_rate=1e30),))
+    with pytest.raises(FloatingPointError, match=r"VAE, generator.*diverged"):
+        survey.run(wild, runtime)
+
+
+def test_an_epsilon_never_looks_smaller_than_it_is():
+    shown = {1.0: "1", 1.004: "1.01", 10.04: "10.1", 0.9994: "1", 0.12345: "0.124"}
+    assert {value: epsilon_text(value) for value in shown} == shown
+    assert epsilon_text("inf") == "inf"
+
+
 def test_a_killed_survey_goes_on_where_it_was(finished, tmp_path):
     """SIGKILL in the middle; the second run keeps the rows, and gives the same."""
     _, rows, _ = finished
     command = [sys.executable, "-m", "experiments.survey", "smoke", *OPTIONS.split()]
-    command += ["--generators", "Memoriser", "Independent", "--work-dir", str(tmp_path)]
+    command += ["--generators", "Memoriser", "Independent", "ClassMean"]
+    command += ["--work-dir", str(tmp_path)]
     runtime = config.Runtime(work_dir=tmp_path)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240

@@ -9,7 +9,7 @@ from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets.cnn import cnn
 from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.accounting import non_private
-from ppds_jax.types import Budget, Classifier, DataSpec, require_positive
+from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class CNN:
     learning_rate: float = 2e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
-        require_positive(self)
+        check_numbers(self)
         net = cnn(self.width, self.hidden, spec.num_classes)
         optimizer = optax.adam(self.learning_rate)
         batch_size = min(self.batch_size, spec.num_members)

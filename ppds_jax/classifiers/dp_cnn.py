@@ -8,7 +8,7 @@ import optax
 from ppds_jax.nets.cnn import cnn
 from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.dpsgd import calibrated, dp_gradient
-from ppds_jax.types import Budget, Classifier, DataSpec, require_positive
+from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class DPCNN:
     clip_norm: float = 1.0
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
-        require_positive(self, "momentum")
+        check_numbers(self, "momentum")
         net = cnn(self.width, self.hidden, spec.num_classes)
         optimizer = optax.sgd(self.learning_rate, self.momentum)
         settings = calibrated(

@@ -159,20 +159,22 @@ def _checked(source: str, x_train, y_train, x_test, y_test) -> Images:
         )
     y_train = _labels(f"data={source!r}: y_train", y_train, len(x_train))
     y_test = _labels(f"data={source!r}: y_test", y_test, len(x_test))
-    num_classes = int(y_train.max()) + 1
-    empty = np.setdiff1d(np.arange(num_classes), y_train)
-    if empty.size:
+    classes = np.unique(y_train)
+    missing = np.flatnonzero(classes != np.arange(classes.size))
+    if missing.size:
         raise InputError(
-            f"data={source!r}: y_train has no image of class {empty[0]} (labels run to "
-            f"{num_classes - 1}); number the classes from 0 without gaps"
+            f"data={source!r}: y_train has no image of class {missing[0]} (labels run "
+            f"to {classes[-1]}); number the classes from 0 without gaps"
         )
-    if num_classes < 2:
+    if classes.size < 2:
         raise InputError(f"data={source!r}: y_train has one class; 2 are needed")
-    if y_test.max() >= num_classes:
+    if y_test.max() >= classes.size:
         raise InputError(
             f"data={source!r}: y_test has the label {y_test.max()}, which y_train has "
-            f"not; labels must run from 0 to {num_classes - 1}"
+            f"not; labels must run from 0 to {classes.size - 1}"
         )
+    y_train, y_test = y_train.astype(np.int32), y_test.astype(np.int32)
+    num_classes = int(classes.size)
     return Images(source, x_train, y_train, x_test, y_test, num_classes)
 
 
@@ -182,6 +184,11 @@ def _pixels(field: str, x: Array) -> Array:
     if x.ndim != 4 or 0 in x.shape:
         raise InputError(
             f"{field} has the shape {x.shape}; must be [n h w] or [n h w c]"
+        )
+    if x.shape[-1] not in (1, 3):
+        raise InputError(
+            f"{field} has the shape {x.shape}: {x.shape[-1]} channels; the last axis "
+            "must be 1 (grey) or 3 (colour)"
         )
     if x.dtype == np.uint8:
         return x
@@ -206,4 +213,4 @@ def _labels(field: str, y: Array, count: int) -> Array:
         raise InputError(f"{field} is {y.dtype}; must be integers")
     if y.min() < 0:
         raise InputError(f"{field} has the label {y.min()}; labels start at 0")
-    return y.astype(np.int32)
+    return y

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ppds_jax.data.batches import decode
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.gaussian import gaussian_release
-from ppds_jax.types import Budget, DataSpec, Generator, require_positive
+from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ClassMean:
     spread: float = 0.2
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
-        require_positive(self, "spread")
+        check_numbers(self, "spread")
         bound = self.clip_norm * math.prod(spec.image_shape) ** 0.5
         run = lambda sigma: accounting.gaussian(
             sigma,

@@ -14,7 +14,7 @@ from ppds_jax.nets.mlp import mlp_generator
 from ppds_jax.optimise import Trained, begin, descend
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.gaussian import gaussian_release
-from ppds_jax.types import Budget, DataSpec, Generator, require_positive
+from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
 
 
 class DPMerfState(NamedTuple):
@@ -57,7 +57,9 @@ class DPMerf:
     learning_rate: float = 5e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
-        require_positive(self)
+        check_numbers(self)
+        if self.features % 2:
+            raise InputError(f"DPMerf.features={self.features}: must be even")
         pixels = math.prod(spec.image_shape)
         scale = self.lengthscale * math.sqrt(pixels)
         shape = (pixels, self.features // 2)
@@ -81,7 +83,8 @@ class DPMerf:
             angle = image.reshape(image.shape[0], -1) @ frequencies
             z = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
             y = jax.nn.one_hot(label, spec.num_classes) * weight[:, None]
-            return z.T @ y / math.sqrt(self.features // 2)
+            total = jnp.matmul(z.T, y, precision="highest")
+            return total / math.sqrt(self.features // 2)
 
         def init(key, data, public, start=None):
             noise_key, net_key = jax.random.split(key)
@@ -93,7 +96,7 @@ class DPMerf:
                     image, label, member.astype(jnp.float32), public
                 ), None
 
-            zero = jnp.zeros((self.features // 2 * 2, spec.num_classes))
+            zero = jnp.zeros((self.features, spec.num_classes))
             total, _ = jax.lax.scan(add, zero, blocks(tuple(data)))
             embedding = gaussian_release(
                 noise_key,

@@ -10,7 +10,7 @@ from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets.vae import decoder, encoder
 from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.accounting import non_private
-from ppds_jax.types import Budget, DataSpec, Generator, require_positive
+from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class VAE:
     learning_rate: float = 2e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
-        require_positive(self, "beta")
+        check_numbers(self, "beta")
         encode = encoder(self.latent, self.width)
         decode = decoder(spec.image_shape, self.width)
         optimizer = optax.adam(self.learning_rate)

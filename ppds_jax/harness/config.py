@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,6 +43,11 @@ class Runtime:
     def __post_init__(self) -> None:
         if self.at_once < 1:
             raise InputError(f"at_once={self.at_once}: must be at least 1")
+        path = self.work_dir
+        while not path.exists():
+            path = path.parent
+        if not path.is_dir() or not os.access(path, os.W_OK):
+            raise InputError(f"work_dir={self.work_dir}: {path} cannot be written into")
 
 
 def as_json(value: Any) -> Any:
@@ -113,9 +119,13 @@ def method(text: str, registry: Iterable[type]) -> Any:
         ) from None
     known = {cls.__name__.lower(): cls for cls in registry}
     if place:
-        cls = getattr(_module(place, text), name, None)
+        cls: Any = getattr(_module(place, text), name, None)
         if cls is None:
             raise InputError(f"method={text!r}: {place} defines no {name}")
+        if not dataclasses.is_dataclass(cls) or not hasattr(cls, "make"):
+            raise InputError(
+                f"method={text!r}: {name} must be a frozen dataclass with a method make"
+            )
     else:
         cls = known.get(name.lower().replace("_", ""))
         if cls is None:
@@ -157,21 +167,39 @@ def _module(place: str, text: str) -> Any:
     path = Path(place).resolve()
     if not path.is_file():
         raise InputError(f"method={text!r}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    unique = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:12]
+    name = f"_{path.stem}_{unique}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(
+            f"method={text!r}: {place} does not load: {type(error).__name__}: {error}"
+        ) from error
     return module
+
+
+class _Refused(Exception):
+    """An InputError on its way through tyro."""
 
 
 def methods_from(registry: Iterable[type]) -> Any:
     """A tyro annotation: a tuple of methods, given by name on the command line."""
+
+    def parse(words: list[str]) -> tuple[Any, ...]:
+        try:
+            return tuple(method(word, registry) for word in words)
+        except InputError as error:  # tyro would fold a ValueError into a box
+            raise _Refused(str(error)) from error
+
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="METHOD [METHOD ...]",
-        instance_from_str=lambda words: tuple(method(word, registry) for word in words),
+        instance_from_str=parse,
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [describe(item) for item in value],
     )
@@ -195,7 +223,7 @@ def main(
         }
         command = tyro.extras.overridable_config_cli(subcommands, args=words)
         return run(command.config, command.runtime)
-    except InputError as error:
+    except (InputError, _Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ the rows.
 import base64
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def answer(rows: list[Row]) -> tuple[str, str]:
     first = (
         f"Trained on {real['num_members']:,} real images the classifier reaches "
         f"{_percent(real['accuracy'])} on real test images, and, trained by DP-SGD at "
-        f"epsilon {_number(dp['epsilon'])}, {_percent(dp['accuracy'])}"
+        f"epsilon {epsilon_text(dp['epsilon'])}, {_percent(dp['accuracy'])}"
     )
     if not images:
         return first + ".", "No generator was surveyed."
@@ -89,7 +90,7 @@ def answer(rows: list[Row]) -> tuple[str, str]:
         best = max(private, key=lambda row: row["accuracy"])
         parts.append(
             f"{_percent(best['accuracy'])} with {best['subject']} at epsilon "
-            f"{_number(best['epsilon'])}"
+            f"{epsilon_text(best['epsilon'])}"
         )
     first += f"; on synthetic images alone, {', and '.join(parts)}."
     best = max(images, key=lambda row: row["accuracy"])
@@ -215,7 +216,7 @@ def _table(rows: list[Row]) -> str:
             f"{_percent(row['accuracy'])} ± {100 * row['accuracy_std']:.1f}",
             _interval(row, "auc"),
             _interval(row, "tpr"),
-            "∞" if not private else _number(row["epsilon"]),
+            "∞" if not private else epsilon_text(row["epsilon"]),
             delta,
             row["neighbours"] if private else "",
             marks if private else "",
@@ -281,8 +282,12 @@ def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def _number(value: float | str) -> str:
-    return str(value) if isinstance(value, str) else f"{value:.3g}"
+def epsilon_text(value: float | str) -> str:
+    """Three digits, rounded up: a privacy loss must not look smaller than it is."""
+    if isinstance(value, str) or value == 0:
+        return value if isinstance(value, str) else "0"
+    scale = 10.0 ** (2 - math.floor(math.log10(value)))
+    return f"{math.ceil(value * scale - 1e-9) / scale:.10g}"
 
 
 def _interval(row: Row, name: str) -> str:

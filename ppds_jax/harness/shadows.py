@@ -105,6 +105,7 @@ class Shadows:
                 run = _mapped_stage(stage.run, self.runtime.mode)
                 shared = (self.data.image, self.data.label, stage.public, i)
                 published = run(shared, (keys, member, published))
+                _check_finite(subject, stage.release, rows, published)
             return published
 
         self._complete(store, compute, done)
@@ -134,13 +135,7 @@ class Shadows:
             like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
         rows = [store.load(row, like) for row in range(len(self.member))]
         seen = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-        for signal, phi in seen.phi.items():
-            if not np.isfinite(phi).all():
-                raise FloatingPointError(
-                    f"{subject.name}, {release}: {signal} is not finite for model "
-                    f"{np.argwhere(~np.isfinite(phi))[0][0]}; its training diverged, "
-                    "try a lower learning rate"
-                )
+        _check_finite(subject, release, list(range(len(self.member))), seen)
         return seen
 
     def _keys(self, rows: list[int]):
@@ -150,6 +145,17 @@ class Shadows:
     def _complete(self, store: Store, compute, done) -> None:
         width = devices.width(self.runtime.mode, self.runtime.at_once)
         complete(store, len(self.member), compute, width=width, done=done)
+
+
+def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:
+    """Stops at the first model with a NaN or an infinity: its row is not kept."""
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+            model = rows[np.argwhere(~np.isfinite(leaf))[0][0]]
+            raise FloatingPointError(
+                f"{subject.name}, {release}: model {model} is not finite; its training "
+                "diverged: try a lower learning rate"
+            )
 
 
 _ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with it

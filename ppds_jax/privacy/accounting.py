@@ -142,7 +142,7 @@ def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
     check_budget(budget)
     if math.isinf(budget.epsilon):
         return 0.0
-    interval = 1e-3 * min(budget.epsilon, 1.0)
+    interval = 1e-3 * min(max(budget.epsilon, 0.1), 1.0)
     spent = functools.cache(lambda sigma: epsilon(run(sigma), budget.delta, interval))
     low, high = 0.1, 1.0
     while spent(high) > budget.epsilon:
@@ -170,8 +170,13 @@ def check_budget(budget: Budget) -> None:
         raise InputError(
             f"epsilon={budget.epsilon}: must be above 0; inf asks for no privacy"
         )
-    if not 0 < budget.delta < 1:
+    if not (0.01 <= budget.epsilon <= 100 or math.isinf(budget.epsilon)):
         raise InputError(
-            f"delta={budget.delta}: must lie between 0 and 1; below 1 / (number of "
-            "private images) to mean anything"
+            f"epsilon={budget.epsilon}: must lie between 0.01 and 100, or be inf: the "
+            "accountant does not resolve others in reasonable time"
+        )
+    if not 1e-12 <= budget.delta <= 0.1:
+        raise InputError(
+            f"delta={budget.delta}: must lie between 1e-12 and 0.1; below 1 / (number "
+            "of private images) to mean anything"
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ppds_jax.data.batches import encode
 from ppds_jax.devices import loop_body
 from ppds_jax.privacy.accounting import data_free
-from ppds_jax.types import DataSpec, Sampler, Synthetic, require_positive
+from ppds_jax.types import DataSpec, Sampler, Synthetic, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Balanced:
     batch_size: int = 1000
 
     def make(self, spec: DataSpec) -> Sampler:
-        require_positive(self)
+        check_numbers(self)
         count = spec.num_members if self.num_images is None else self.num_images
         size = min(self.batch_size, count)
         batches = -(-count // size)
