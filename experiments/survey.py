@@ -13,7 +13,7 @@ those of the independent generator are not (0.5 within its interval), and the me
 drawn anew reads 0.5. It prints the path of an HTML report.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -234,7 +234,7 @@ def _check(cfg: Config, images: Images) -> None:
     for name in ("more_samples", "num_resamples"):
         if getattr(cfg, name) < 1:
             raise InputError(f"{name}={getattr(cfg, name)}: must be at least 1")
-    names = _names(cfg.generators)
+    names = config.names(cfg.generators)
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"generators: {', '.join(twice)} is there twice")
 
@@ -272,17 +272,6 @@ def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
     )
 
 
-def _names(methods: Sequence[Any]) -> list[str]:
-    """The class of each method, with its options where a class comes twice."""
-    short = [type(method).__name__ for method in methods]
-    long = [config.describe(method) for method in methods]
-    place = [type(method).__module__ for method in methods]
-    return [
-        a if short.count(a) == 1 else b if long.count(b) == 1 else f"{c}.{b}"
-        for a, b, c in zip(short, long, place, strict=True)
-    ]
-
-
 def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     """Real classifiers, then each generator's pipeline, with what attacks them."""
     members = cfg.num_private // 2
@@ -311,7 +300,7 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
             (DP, cfg.dp_classifier, private),
         )
     ]
-    for name, method in zip(_names(cfg.generators), cfg.generators, strict=True):
+    for name, method in zip(config.names(cfg.generators), cfg.generators, strict=True):
         generator = method.make(spec, budget)
         check_generator(name, generator, spec)
         subjects.append(

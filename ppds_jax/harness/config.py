@@ -15,7 +15,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,6 +147,17 @@ def describe(config: Any) -> str:
     ]
     name = type(config).__name__
     return f"{name}({', '.join(given)})" if given else name
+
+
+def names(methods: Sequence[Any]) -> list[str]:
+    """The class of each method, with its options where a class comes twice."""
+    short = [type(method).__name__ for method in methods]
+    long = [describe(method) for method in methods]
+    place = [type(method).__module__ for method in methods]
+    return [
+        a if short.count(a) == 1 else b if long.count(b) == 1 else f"{c}.{b}"
+        for a, b, c in zip(short, long, place, strict=True)
+    ]
 
 
 def _call(tree: ast.expr) -> tuple[str, dict[str, Any]]:
