@@ -2,7 +2,7 @@
 
 XLA:CPU has a fast kernel for one layout only (NHWC images, HWIO kernels). Gradients
 of a convolution come in other layouts, which XLA puts right outside a loop but not
-inside `lax.scan` or `lax.map`, where they fall back to a naive kernel, ten times
+inside `lax.scan` or `lax.map`, where they fall back to a naive kernel, many times
 slower. `canonical` re-writes any traced function so that only the fast layout is left;
 `im2col` and `max_pool` are forms whose gradients have no such trouble at all.
 """
@@ -137,7 +137,7 @@ def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
 def max_pool(image: jax.Array, size: int = 2) -> jax.Array:
     """Non-overlapping max-pooling [n h w c] -> [n h//size w//size c].
 
-    A reshape and a maximum: its gradient is three times faster on a CPU than that of
+    A reshape and a maximum: its gradient is faster on a CPU than that of
     `lax.reduce_window`. Rows and columns beyond a multiple of `size` are dropped.
     """
     n, h, w, c = image.shape

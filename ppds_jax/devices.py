@@ -34,7 +34,7 @@ def use_cores(count: int | None = None) -> None:
 
     Two devices that each train a shadow model make better use of two cores than one
     device that splits each operation in two: the operations of small networks are so
-    short that handing them out costs up to six times what they take. Has an effect only
+    short that handing them out can cost more than they take. Has an effect only
     before JAX has computed anything, and none on other backends.
     """
     os.environ.setdefault("NPROC", "1")  # read by XLA:CPU for its thread pool
@@ -52,7 +52,7 @@ def loop_body(fn: Callable) -> Callable:
 
 
 def default_mode() -> Mode:
-    """The mapping measured to be fastest: shadows in turn on each core of a CPU.
+    """Shadows in turn on each core of a CPU: the fastest there of those tried.
 
     On an accelerator, where nothing has been measured yet, `vmap` is expected to win.
     """

@@ -91,7 +91,7 @@ class Synthetic(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """A differential-privacy budget: epsilon > 0 (inf: no privacy), 0 < delta < 1."""
+    """A privacy budget: epsilon in 0.01 to 100 or inf (none), delta in 1e-12 to 0.1."""
 
     epsilon: float
     delta: float

@@ -43,7 +43,7 @@ def rmia(
         or an image without a shadow on a side that is used.
 
     **References:** Zarifzadeh, Liu and Shokri, Low-Cost High-Power Membership
-    Inference Attacks, 2024, arXiv 2312.03262, equations 2 to 4 and appendix B.
+    Inference Attacks, 2024, arXiv 2312.03262.
     """
     if not gamma > 0:
         raise InputError(f"gamma={gamma}: must be above 0")

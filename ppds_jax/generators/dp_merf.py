@@ -35,7 +35,7 @@ class DPMerf:
 
     **References:** Harder, Adamczewski and Park, DP-MERF: Differentially Private Mean
     Embeddings with Random Features for Practical Privacy-Preserving Data Generation,
-    2021, arXiv 2002.11603, equations 4 to 7.
+    2021, arXiv 2002.11603.
 
     Attributes:
       features: D, even.

@@ -24,7 +24,7 @@ class _CNN(nn.Module):
 def cnn(width: int, hidden: int, num_classes: int) -> Net:
     """Two 3x3 convolutions of stride 2, a hidden layer, logits [n num_classes].
 
-    Takes images [n h w c] in [0, 1]. Strides instead of pooling: three times faster on
-    a CPU, and each convolution is one matrix product.
+    Takes images [n h w c] in [0, 1]. Strides instead of pooling: faster on a CPU,
+    and each convolution is one matrix product.
     """
     return from_linen(_CNN(width, hidden, num_classes))

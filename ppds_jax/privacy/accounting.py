@@ -133,7 +133,8 @@ def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
       A multiplier whose epsilon is at most the budget's and at least 0.999 of it.
 
     Raises:
-      InputError: an epsilon that is not positive, or a delta outside (0, 1).
+      InputError: an epsilon outside [0.01, 100] that is not inf, or a delta outside
+        [1e-12, 0.1].
 
     >>> sigma = calibrate(lambda s: gaussian(s, ZERO_OUT), Budget(1.0, 1e-5))
     >>> round(sigma, 2)

@@ -165,7 +165,7 @@ def dp_gradient(
             each = jax.vmap(clipped, (0, None, 0, 0, 0))(
                 keys, params, decode(data.image[rows]), data.label[rows], rows < 0
             )
-            # a matrix product: XLA:CPU sums over rows six times slower
+            # a matrix product: XLA:CPU sums over rows far slower
             return total + jnp.matmul(jnp.ones(size), each, precision="highest")
 
         batches = (jnp.sum(index >= 0, dtype=jnp.int32) + size - 1) // size
