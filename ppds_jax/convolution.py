@@ -8,15 +8,12 @@ slower. `canonical` re-writes any traced function so that only the fast layout i
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
-_INLINE = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
-_INLINE |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+from ppds_jax.jaxprs import reinterpret
 
 
 def canonical(fn: Callable) -> Callable:
@@ -31,66 +28,24 @@ def canonical(fn: Callable) -> Callable:
     (1, 3, 5, 5)
     """
 
-    def wrapped(*args):
-        closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
-        out = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(out_shape), out)
-
-    return wrapped
+    return reinterpret(fn, {"conv_general_dilated": _convolution})
 
 
-def _evaluate(jaxpr: core.Jaxpr, consts: list, *args) -> list:
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= dict(zip(jaxpr.invars, args, strict=True))
-
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        name, params = eqn.primitive.name, eqn.params
-        if name == "conv_general_dilated":
-            outputs = [_convolution(eqn.primitive, *inputs, **params)]
-        elif name in _INLINE:
-            inner = params[_INLINE[name]]
-            outputs = _evaluate(inner.jaxpr, inner.consts, *inputs)
-        else:
-            params = {key: _rewrite(value) for key, value in params.items()}
-            params = eqn.primitive.get_bind_params(params)
-            with eqn.ctx.manager:
-                outputs = eqn.primitive.bind(*inputs, **params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
-        values |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _rewrite(value: Any) -> Any:
-    """Re-writes the bodies of loops and branches among an equation's parameters."""
-    if isinstance(value, core.ClosedJaxpr) and hasattr(value, "in_avals"):
-        shapes = [
-            jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
-            for aval in value.in_avals
-        ]
-        body = lambda *args: _evaluate(value.jaxpr, value.consts, *args)
-        return jax.make_jaxpr(body)(*shapes)
-    if isinstance(value, tuple) and any(isinstance(v, core.ClosedJaxpr) for v in value):
-        return tuple(_rewrite(item) for item in value)
-    return value
-
-
-def _convolution(conv: core.Primitive, image, kernel, *, dimension_numbers, **params):
+def _convolution(eqn, inputs: list) -> list:
     """One convolution in the layout NHWC, HWIO, NHWC, between transpositions."""
-    lhs, rhs, out = dimension_numbers
+    image, kernel = inputs
+    params = dict(eqn.params)
+    lhs, rhs, out = params.pop("dimension_numbers")
     if params["batch_group_count"] > 1:  # gradient of a grouped convolution
-        return conv.bind(image, kernel, dimension_numbers=dimension_numbers, **params)
+        return [eqn.primitive.bind(image, kernel, **eqn.params)]
     image = image.transpose((lhs[0], *lhs[2:], lhs[1]))
     kernel = kernel.transpose((*rhs[2:], rhs[1], rhs[0]))
     nhwc = lax.conv_dimension_numbers(
         image.shape, kernel.shape, ("NHWC", "HWIO", "NHWC")
     )
-    result = conv.bind(image, kernel, dimension_numbers=nhwc, **params)
+    result = eqn.primitive.bind(image, kernel, dimension_numbers=nhwc, **params)
     order = (out[0], *out[2:], out[1])
-    return result.transpose(tuple(order.index(i) for i in range(result.ndim)))
+    return [result.transpose(tuple(order.index(i) for i in range(result.ndim)))]
 
 
 def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,6 +14,7 @@ from ppds_jax.convolution import canonical
 from ppds_jax.types import InputError
 
 Mode = Literal["auto", "map", "vmap", "shard-map", "shard-vmap"]
+DATA_AXIS = "data"
 
 
 def prepare() -> None:
@@ -49,6 +50,28 @@ def use_cores(count: int | None = None) -> None:
 def loop_body(fn: Callable) -> Callable:
     """`fn`, made fit for the body of a compiled loop on the default backend."""
     return canonical(fn) if jax.default_backend() == "cpu" else fn
+
+
+def spread(rows: jax.Array) -> jax.Array:
+    """Rows of a batch, spread over the devices of `data_mesh`; unchanged without one.
+
+    The number of rows must be a multiple of the number of devices.
+    """
+    if DATA_AXIS in jax.sharding.get_abstract_mesh().axis_names:
+        return lax.with_sharding_constraint(rows, PartitionSpec(DATA_AXIS))
+    return rows
+
+
+@contextlib.contextmanager
+def data_mesh(count: int | None = None) -> Iterator[Mesh]:
+    """Within it, compiled training spreads each private batch over `count` devices.
+
+    Only the gradients are spread: the clipped sum is one, and so is its noise.
+    """
+    devices = np.array(jax.devices()[:count])
+    mesh = Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        yield mesh
 
 
 def default_mode() -> Mode:

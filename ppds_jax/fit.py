@@ -90,6 +90,8 @@ def fit_chunks(
 
     Raises:
       InputError: a chunk below 1, or a resumption beyond the method's last step.
+      FloatingPointError: a state that is not finite; the callback does not see it. A
+        private step makes its whole result NaN where it could not keep its promise.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk}: a chunk has at least 1 step")
@@ -105,8 +107,22 @@ def fit_chunks(
     run = jax.jit(partial(_scan, method))
     for steps in _chunks(done, method.num_steps, chunk):
         state, info = run(step_key, state, data, method.public, steps)
+        if not _finite(state):
+            raise FloatingPointError(
+                f"step {int(steps[0]) + 1} to {int(steps[-1]) + 1}: the state is not "
+                "finite: the training diverged, or a private step failed; nothing of "
+                "this run may be published. Try a lower learning rate"
+            )
         callback(int(steps[-1]) + 1, state, info)
     return state
+
+
+@jax.jit
+def _finite(state: PyTree) -> jax.Array:
+    numbers = [
+        x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.array([jnp.isfinite(x).all() for x in numbers], bool).all()
 
 
 def _chunks(first: int, last: int, size: int) -> Iterator[jax.Array]:

@@ -13,11 +13,14 @@ class Trained(NamedTuple):
 
     params: PyTree
     optimizer: PyTree
+    private: PyTree = ()  # what a private gradient carries besides
 
 
-def begin(optimizer: optax.GradientTransformation, params: PyTree) -> Trained:
-    """Fresh parameters with the optimiser's first state."""
-    return Trained(params, optimizer.init(params))
+def begin(
+    optimizer: optax.GradientTransformation, params: PyTree, private: PyTree = ()
+) -> Trained:
+    """Parameters with the optimiser's first state."""
+    return Trained(params, optimizer.init(params), private)
 
 
 def descend(
@@ -28,4 +31,5 @@ def descend(
         update, optimizer_state = optimizer.update(
             gradient, state.optimizer, state.params
         )
-    return Trained(optax.apply_updates(state.params, update), optimizer_state)
+    params = optax.apply_updates(state.params, update)
+    return Trained(params, optimizer_state, state.private)

@@ -34,11 +34,18 @@ def settings(**changes):
 
 @cache
 def compiled(config, loss=loss):
-    return jax.jit(dp_gradient(loss, config))
+    private = dp_gradient(loss, config)
+
+    def gradient(key, params, data, step):
+        state = private.init(params)._replace(step=step)
+        return private.apply(key, state, params, data)[0]
+
+    return jax.jit(gradient)
 
 
-def gradient(config, data=DATA, key=0):
-    return compiled(config)(jax.random.key(key), PARAMS, data)
+def gradient(config, data=DATA, key=0, loss=loss, step=0, params=PARAMS):
+    key, step = jax.random.key(key), jnp.array(step, jnp.int32)
+    return compiled(config, loss)(key, params, data, step)
 
 
 def test_without_noise_clipping_and_sampling_it_is_the_mean_gradient():

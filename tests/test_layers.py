@@ -9,8 +9,8 @@ import ppds_jax
 
 ROOT = Path(ppds_jax.__file__).parent
 # Each may import from those before it, and from types.
-LAYERS = "types convolution optimise devices data privacy fit pipeline nets generators "
-LAYERS += "sampling classifiers metrics attacks harness"
+LAYERS = "types jaxprs convolution optimise devices data privacy fit pipeline nets "
+LAYERS += "generators sampling classifiers metrics attacks harness"
 LAYERS = LAYERS.split()
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -7,7 +7,7 @@ import optax
 
 from ppds_jax.nets.cnn import cnn
 from ppds_jax.optimise import begin, descend
-from ppds_jax.privacy.dpsgd import calibrated, dp_gradient
+from ppds_jax.privacy.dpsgd import Clipping, calibrated, dp_gradient
 from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
 
@@ -28,6 +28,8 @@ class DPCNN:
       batch_size: expected images a step.
       learning_rate, momentum: of stochastic gradient descent.
       clip_norm: bound on the norm of each image's gradient.
+      clipping: "global", or "per-layer".
+      bands: steps over which noise is correlated; 1 for independent noise.
     """
 
     width: int = 16
@@ -37,6 +39,8 @@ class DPCNN:
     learning_rate: float = 0.1
     momentum: float = 0.9
     clip_norm: float = 1.0
+    clipping: Clipping = "global"
+    bands: int = 1
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self, "momentum")
@@ -46,25 +50,28 @@ class DPCNN:
             spec,
             budget,
             clip_norm=self.clip_norm,
+            clipping=self.clipping,
+            bands=self.bands,
             batch_size=self.batch_size,
             num_steps=self.epochs * -(-spec.num_members // self.batch_size),
         )
 
         def init(key, data, public, start=None):
             del data  # no private access: the first weights are random
-            if start is not None:
-                return start
             params = net.init(key, jax.numpy.zeros((1, *spec.image_shape)))
-            return begin(optimizer, params)
+            params = params if start is None else start.params
+            return begin(optimizer, params, private.init(params))
 
         def loss(key, params, image, label):
             logits = net.apply(params, image)
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
-        gradient = dp_gradient(loss, settings)
+        private = dp_gradient(loss, settings)
 
         def step(key, state, data, public):
-            return descend(optimizer, state, gradient(key, state.params, data)), {}
+            gradient, spent = private.apply(key, state.private, state.params, data)
+            state = descend(optimizer, state, gradient)
+            return state._replace(private=spent), {}
 
         return Classifier(
             init=init,

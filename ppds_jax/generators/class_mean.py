@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ppds_jax.data.batches import decode
 from ppds_jax.privacy import accounting
-from ppds_jax.privacy.gaussian import gaussian_release
+from ppds_jax.privacy.mechanisms import noisy_sum
 from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
 
 
@@ -31,22 +31,22 @@ class ClassMean:
         check_numbers(self, "spread")
         bound = self.clip_norm * math.prod(spec.image_shape) ** 0.5
         run = lambda sigma: accounting.gaussian(
-            sigma,
-            accounting.ZERO_OUT,
-            accounting.PUBLIC_COUNT,
-            accounting.RECORDED_SEED,
+            sigma, accounting.ZERO_OUT, accounting.PUBLIC_COUNT
         )
         sigma = accounting.calibrate(run, budget)
 
         def init(key, data, public, start=None):
-            x = jnp.where(data.member[:, None, None, None], decode(data.image), 0.0)
-            norm = jnp.sqrt((x**2).sum((1, 2, 3), keepdims=True))
-            x = x * jnp.minimum(1, bound / jnp.maximum(norm, 1e-6))
-            total = jax.ops.segment_sum(x, data.label, spec.num_classes)
-            total = gaussian_release(
-                key, total, sensitivity=bound, noise_multiplier=sigma
+            total = noisy_sum(
+                key,
+                decode(data.image).reshape(data.label.size, -1),
+                data.label,
+                data.member,
+                num_classes=spec.num_classes,
+                bound=bound,
+                noise_multiplier=sigma,
             )
-            return total / (spec.num_members / spec.num_classes)
+            mean = total / (spec.num_members / spec.num_classes)
+            return mean.reshape(-1, *spec.image_shape)
 
         def step(key, state, data, public):
             return state, {}

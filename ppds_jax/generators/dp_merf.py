@@ -13,7 +13,7 @@ from ppds_jax.data.batches import blocks, decode
 from ppds_jax.nets.mlp import mlp_generator
 from ppds_jax.optimise import Trained, begin, descend
 from ppds_jax.privacy import accounting
-from ppds_jax.privacy.gaussian import gaussian_release
+from ppds_jax.privacy.mechanisms import gaussian_release
 from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
 
 
@@ -70,10 +70,7 @@ class DPMerf:
 
         def run(sigma):
             return accounting.gaussian(
-                sigma,
-                accounting.ZERO_OUT,
-                accounting.PUBLIC_COUNT,
-                accounting.RECORDED_SEED,
+                sigma, accounting.ZERO_OUT, accounting.PUBLIC_COUNT
             )
 
         noise_multiplier = accounting.calibrate(run, budget)

@@ -6,7 +6,7 @@ distribution accountant, whose discretised losses are rounded up: never too smal
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import dp_accounting
@@ -23,7 +23,6 @@ REPLACE = Neighbours.REPLACE_ONE
 NAMES = {ADD_OR_REMOVE: "add-or-remove", ZERO_OUT: "zero-out", REPLACE: "replace-one"}
 
 PUBLIC_COUNT = "the number of private images is public"
-RECORDED_SEED = "the seed is recorded: whoever has it can remove the noise"
 
 
 def non_private() -> Guarantee:
@@ -44,6 +43,19 @@ def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Gu
     if noise_multiplier == 0:
         return non_private()
     return Guarantee(dp_accounting.GaussianDpEvent(noise_multiplier), neighbours, notes)
+
+
+def pure(epsilon: float, *notes: str) -> Guarantee:
+    """One release that is epsilon-DP with delta 0, under zero-out.
+
+    It is charged as randomised response, the worst of all such mechanisms.
+    """
+    if math.isinf(epsilon):
+        return non_private()
+    if not epsilon > 0:
+        raise InputError(f"epsilon={epsilon}: must be above 0; inf adds no noise")
+    event = dp_accounting.RandomizedResponseDpEvent(2 / (1 + math.exp(epsilon)), 2)
+    return Guarantee(event, ZERO_OUT, notes)
 
 
 def poisson_gaussian(
@@ -95,6 +107,19 @@ def compose(*guarantees: Guarantee) -> Guarantee:
     event = dp_accounting.ComposedDpEvent([g.event for g in parts])
     event = parts[0].event if len(parts) == 1 else event
     return Guarantee(event, neighbours or parts[0].neighbours, notes)
+
+
+def total(events: Iterable[tuple[DpEvent, int]], neighbours: Neighbours) -> Guarantee:
+    """What events reveal together, each with the number of times that it happens."""
+    repeated = [dp_accounting.SelfComposedDpEvent(e, n) for e, n in events if n]
+    return Guarantee(dp_accounting.ComposedDpEvent(repeated), neighbours)
+
+
+def sampling_rate(event: DpEvent) -> float:
+    """The rate of a Poisson-sampled event; 1 for one that reads all records."""
+    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+        return sampling_rate(event.event)
+    return float(getattr(event, "sampling_probability", 1.0))
 
 
 def _is_void(event: DpEvent) -> bool:

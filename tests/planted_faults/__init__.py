@@ -1,0 +1,1 @@
+"""Faults that published code has had, planted, so that each check proves its worth."""
