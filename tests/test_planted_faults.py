@@ -9,7 +9,7 @@ from ppds_jax.privacy.checks import CHECKS, check
 from ppds_jax.types import Budget
 from tests.planted_faults.faults import FAULTS
 from tests.planted_faults.sound import SOUND, SPEC, dataset
-from tests.planted_faults.table import TABLE, marks
+from tests.planted_faults.table import CLAIM, TABLE, VISIBLE, audited, marks
 
 BUDGET = Budget(2.0, 1e-5)
 
@@ -39,3 +39,14 @@ def test_no_row_and_no_column_of_the_table_is_empty():
     assert set(stated) == set(FAULTS)
     assert all(stated.values())
     assert set.union(*stated.values()) == {*CHECKS, "audit"}
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+def test_an_audit_refutes_the_faults_that_it_can_see(name):
+    assert audited(FAULTS[name][0], seed=1) > CLAIM.epsilon
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_an_audit_does_not_refute_what_is_sound(name):
+    """Fails by chance with probability below 1e-3."""
+    assert audited(SOUND[name], seed=1) <= CLAIM.epsilon

@@ -88,6 +88,45 @@ def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
     return _png(figure)
 
 
+def audit_bounds(rows: list[dict[str, Any]]) -> bytes:
+    """Lower bounds on epsilon, a point a seed, beside the claim: a panel a method."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    kinds = list(dict.fromkeys(row["noise"] for row in rows))
+    bounds = {
+        "clopper_pearson": "two errors",
+        "gaussian": "Gaussian",
+        "one_run": "one run",
+    }
+    figure = Figure(figsize=(3.4 * len(methods) + 1, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for axes, method in zip(panels, methods, strict=True):
+        these = [row for row in rows if row["method"] == method]
+        for i, bound in enumerate(bounds):
+            for j, kind in enumerate(kinds):
+                values = [row[bound] for row in these if row["noise"] == kind]
+                place = i + 0.36 * (j - 0.5)
+                spread = np.linspace(-0.1, 0.1, len(values))
+                axes.scatter(
+                    place + spread,
+                    values,
+                    s=16,
+                    color=COLOURS[j],
+                    label=kind if i == 0 else None,
+                    zorder=3,
+                )
+        axes.axhline(these[0]["claim"], color="black", linewidth=1.2)
+        axes.set_xticks(range(len(bounds)), list(bounds.values()), fontsize=9)
+        axes.set_yscale("symlog", linthresh=4, linscale=3)
+        axes.set_yticks([0, 1, 2, 3, 4, 10, 20], ["0", "1", "2", "3", "4", "10", "20"])
+        axes.set_ylim(-0.15, 30)
+        axes.set_title(method, fontsize=11)
+        axes.grid(alpha=0.25, axis="y")
+    panels[0].set_ylabel("epsilon: lower bounds, and the claim (line)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return _png(figure)
+
+
 def _colours(rows: list[dict[str, Any]]) -> dict[str, str]:
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     controls = {row["subject"] for row in rows if row["control"]}

@@ -242,11 +242,11 @@ def collapse(s: Subject) -> str:
 
     def influence(epsilon):
         under = dataclasses.replace(s, budget=Budget(epsilon, s.budget.delta))
-        a, b = (fitted(under, data) for data in (s.data, swapped(s.data)))
-        size = float(np.linalg.norm(np.stack([a, b])))
-        return float(np.linalg.norm(a - b)) / max(size, 1e-9)
+        a, b = fitted(under, s.data, swapped(s.data))
+        size = lambda x: float(np.linalg.norm(x))
+        return size(a - b) / (size(a) + size(b) or 1.0)
 
-    free, noisy = influence(math.inf), influence(0.3)
+    free, noisy = influence(math.inf), influence(0.03)
     if noisy <= 0.5 * free:
         return ""
     return f"the data's influence falls from {free:.3g} to {noisy:.3g} only"

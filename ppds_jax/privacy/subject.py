@@ -168,17 +168,23 @@ def _independent(
     return out
 
 
-def fitted(s: Subject, data: Dataset) -> np.ndarray:
-    """The numbers of a state that is fitted to some data, flat."""
+def fitted(s: Subject, *data: Dataset) -> list[np.ndarray]:
+    """The numbers of the states fitted to some data sets on the same keys, flat."""
     key = jax.random.key(0)
-    state = jax.jit(init_of(s.method))(key, data)
-    one = jax.jit(step_of(s.method))
-    for t in range(min(s.method.num_steps, STEPS)):
-        state, _ = one(jax.random.fold_in(key, t), data, state)
-    leaves = [
-        x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
-    return np.concatenate([np.ravel(x) for x in leaves] or [np.zeros(1)])
+
+    def one(data):
+        def step(t, state):
+            return step_of(s.method)(jax.random.fold_in(key, t), data, state)[0]
+
+        state = init_of(s.method)(key, data)
+        return jax.lax.fori_loop(0, min(s.method.num_steps, STEPS), step, state)
+
+    states = jax.jit(jax.vmap(one))(jax.tree.map(lambda *x: jnp.stack(x), *data))
+    numbers = [np.zeros((len(data), 1))]
+    for x in jax.tree.leaves(states):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            numbers.append(np.asarray(x).reshape(len(data), -1))
+    return list(np.concatenate(numbers, axis=1))
 
 
 def _fail(eqn: Any, inputs: list) -> list:

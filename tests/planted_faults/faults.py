@@ -112,7 +112,8 @@ def copies(key):
 
 def real_start(mean, exact, data):
     """State that keeps real images, to begin from (a default of DP-KIP)."""
-    return {"mean": mean, "start": decode(data.image[:10])}
+    start = jnp.where(data.member[:10, None, None, None], data.image[:10], 0)
+    return {"mean": mean, "start": decode(start)}
 
 
 def by_realised(total, data):
