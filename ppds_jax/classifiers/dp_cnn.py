@@ -20,10 +20,14 @@ class DPCNN:
     is computed from the images.
 
     **References:** Abadi et al., Deep Learning with Differential Privacy, 2016,
-    arXiv 1607.00133.
+    arXiv 1607.00133. Papernot et al., Tempered Sigmoid Activations for Deep Learning
+    with Differential Privacy, 2020, arXiv 2007.14191 (tanh).
 
     Attributes:
       width, hidden: as in `CNN`.
+      kernels: sizes of the two convolutions' square kernels.
+      activation: relu, or tanh, whose bounded outputs keep gradients bounded.
+      pool: whether the maximum over 2x2 neighbours follows each convolution.
       epochs: expected passes over the private images.
       batch_size: expected images a step.
       learning_rate, momentum: of stochastic gradient descent.
@@ -32,6 +36,9 @@ class DPCNN:
 
     width: int = 16
     hidden: int = 64
+    kernels: tuple[int, int] = (3, 3)
+    activation: str = "relu"
+    pool: bool = False
     epochs: int = 15
     batch_size: int = 128
     learning_rate: float = 0.1
@@ -40,7 +47,14 @@ class DPCNN:
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self, "momentum")
-        net = cnn(self.width, self.hidden, spec.num_classes)
+        net = cnn(
+            self.width,
+            self.hidden,
+            spec.num_classes,
+            kernels=self.kernels,
+            activation=self.activation,
+            pool=self.pool,
+        )
         optimizer = optax.sgd(self.learning_rate, self.momentum)
         settings = calibrated(
             spec,

@@ -150,10 +150,11 @@ def kernels() -> Complex[np.ndarray, "k y x"]:
 
 def spectra(rows: int, columns: int) -> Complex[np.ndarray, "k rows columns"]:
     """The wavelets' Fourier transforms, each wavelet centred on pixel (0, 0)."""
-    at = np.arange(-RADIUS, RADIUS + 1)
-    grid = np.zeros((2 * ANGLES, rows, columns), complex)
-    # added, as opposite ends of a filter may fall on one pixel of a small image
-    np.add.at(grid, (slice(None), at[:, None] % rows, at[None] % columns), kernels())
+    psi = kernels()
+    grid = np.zeros((len(psi), rows, columns), complex)
+    for y, x in np.ndindex(psi.shape[1:]):
+        # added, as both ends of a filter fall on one pixel of the smallest images
+        grid[:, (y - RADIUS) % rows, (x - RADIUS) % columns] += psi[:, y, x]
     return np.fft.fft2(grid).astype(np.complex64)
 
 
