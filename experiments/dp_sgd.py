@@ -83,7 +83,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                     pool=True,
                     epochs=20,
                     batch_size=2048,
-                    learning_rate=1.0,
+                    learning_rate=0.4,
                 ),
             ),
         ),
