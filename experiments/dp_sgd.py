@@ -18,7 +18,7 @@ looking at the other 10,000 of the training set. Epsilon does not cover that cho
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,15 +59,13 @@ class Config:
     seeds: tuple[int, ...] = (0,)
 
 
+TANH = DPCNN(hidden=32, kernels=(8, 4), activation="tanh", pool=True)
 PRESETS: dict[str, tuple[str, Config]] = {
     "smoke": (
         "8x8 digits: shows that everything runs",
         Config(
             data="digits",
-            classifiers=(
-                DPCNN(epochs=2),
-                DPScatter(epochs=10, batch_size=500, learning_rate=4.0),
-            ),
+            classifiers=(DPCNN(epochs=2), DPScatter(epochs=10, batch_size=500)),
             epsilon=10.0,
         ),
     ),
@@ -75,17 +73,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "MNIST at epsilon 3, by a convolutional network",
         Config(
             data="mnist.npz",
-            classifiers=(
-                DPCNN(
-                    hidden=32,
-                    kernels=(8, 4),
-                    activation="tanh",
-                    pool=True,
-                    epochs=20,
-                    batch_size=2048,
-                    learning_rate=0.4,
-                ),
-            ),
+            classifiers=(replace(TANH, epochs=20, batch_size=2048, learning_rate=0.4),),
         ),
     ),
     "fashion": (
@@ -159,14 +147,10 @@ def _compute(cfg: Config, images: Images, here: Run) -> list[Row]:
     spec = DataSpec(images.x_train.shape[1:], images.num_classes, len(images.x_train))
     made = [m.make(spec, Budget(cfg.epsilon, cfg.delta)) for m in cfg.classifiers]
     here.start()
-    data = Dataset(
-        jnp.asarray(images.x_train),
-        jnp.asarray(images.y_train),
-        jnp.ones(len(images.x_train), bool),
-    )
+    member = jnp.ones(spec.num_members, bool)
+    data = Dataset(jnp.asarray(images.x_train), jnp.asarray(images.y_train), member)
     place = environment()
-    machine = f"{place['num_devices']} x {', '.join(place['devices'])}, "
-    machine += f"{place['cores']} cores"
+    machine = "{num_devices} x {devices[0]}, {cores} cores".format(**place)
     rows = []
     for method, classifier in zip(cfg.classifiers, made, strict=True):
         for seed in cfg.seeds:
@@ -215,12 +199,11 @@ def accuracy(
 ) -> float:
     """The share of images whose label has the largest logit, computed in blocks."""
 
-    @jax.jit
-    def predicted(state, image):
-        scores = lambda x: classifier.logits(state, decode(x))
-        return in_blocks(lambda x: scores(x).argmax(-1), image, size=200)
+    def guess(state, image):
+        logits = lambda block: classifier.logits(state, decode(block))
+        return in_blocks(logits, image, size=200).argmax(-1)
 
-    return float(np.mean(np.asarray(predicted(state, jnp.asarray(image))) == label))
+    return float(np.mean(np.asarray(jax.jit(guess)(state, image)) == label))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from jaxtyping import Array, Complex, Float
 from ppds_jax.types import InputError
 
 ANGLES = 8
-RADIUS = (
-    8  # of a filter's support, 2.5 standard deviations of the widest along its wave
-)
+RADIUS = 8  # of a filter's support: all but the faint tails of the coarsest wavelets
 CHANNELS = 1 + 2 * ANGLES + ANGLES**2  # features of one channel at one place: 81
 
 
