@@ -1,6 +1,8 @@
 """The experiment on full data sets, on tiny ones; and the classifiers' options."""
 
+import csv
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -70,3 +72,17 @@ def test_the_options_of_the_presets_make_logits(shape):
     state = jax.eval_shape(made.init, jax.random.key(0), None, ())
     image = jnp.zeros((5, *shape))
     assert jax.eval_shape(made.logits, state, image).shape == (5, 7)
+
+
+@pytest.mark.parametrize(("preset", "goal"), [("mnist", 0.97), ("fashion", 0.85)])
+def test_the_recorded_rows_are_those_of_the_presets(preset, goal):
+    cfg = dp_sgd.PRESETS[preset][1]
+    path = Path(dp_sgd.__file__).parent / f"results/dp_sgd_{preset}.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert row["data"] == cfg.data
+        assert row["classifier"] == config.describe(cfg.classifiers[0])
+        assert float(row["accuracy"]) >= goal
+        assert float(row["epsilon"]) <= cfg.epsilon
+    assert rows

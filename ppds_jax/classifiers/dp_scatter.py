@@ -19,8 +19,10 @@ class DPScatter:
     """A linear classifier on fixed wavelet features, by DP-SGD with momentum.
 
     What is fixed costs no privacy, and what is learnt is convex and small. Features are
-    computed anew for each batch, and never kept: the state, which is released, holds
-    the linear layer alone.
+    computed anew for each batch, which takes most of the time, and never kept: the
+    state, which is released, holds the linear layer alone.
+
+    Accuracy on all of Fashion-MNIST: `python -m experiments.dp_sgd fashion`.
 
     **Privacy:** DP-SGD under add-or-remove-one; the noise is calibrated so that all
     steps together keep within the budget. The features of an image depend on it alone.
