@@ -9,8 +9,8 @@ literature has numbers (delta 1e-5, no public data). MNIST and Fashion-MNIST, as
     python -m experiments.dp_sgd fashion --data fashion_mnist.npz   5 to 8 minutes
 
 Times are those of one of two shared CPU cores. Expected test accuracies are 0.980 and
-0.895, within 0.005; the rows are in `experiments/results/dp_sgd_*.csv`. Published, at an
-epsilon of about 3: 0.981 and 0.861 by Papernot et al. (arXiv 2007.14191), 0.987 and
+0.895, within 0.005; the rows are in `experiments/results/dp_sgd_*.csv`. Published, at
+an epsilon of about 3: 0.981 and 0.861 by Papernot et al. (arXiv 2007.14191), 0.987 and
 0.897 with scattering features by Tramer and Boneh (arXiv 2011.11660).
 
 The settings of the presets were chosen by training on the first 50,000 images and
