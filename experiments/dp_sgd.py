@@ -5,7 +5,7 @@ literature has numbers (delta 1e-5, no public data). MNIST and Fashion-MNIST, as
 .npz files with x_train, y_train, x_test, y_test, are yours to bring.
 
     python -m experiments.dp_sgd smoke                              seconds, 8x8 digits
-    python -m experiments.dp_sgd mnist --data mnist.npz             3 minutes
+    python -m experiments.dp_sgd mnist --data mnist.npz             3 to 4 minutes
     python -m experiments.dp_sgd fashion --data fashion_mnist.npz   5 to 8 minutes
 
 Times are those of one of two shared CPU cores. Expected test accuracies are 0.980 and
