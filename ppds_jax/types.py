@@ -30,15 +30,15 @@ class InputError(ValueError):
 def check_numbers(config: Any, *zero_allowed: str) -> None:
     """Refuses a method's config with a number of the wrong kind or not above 0.
 
-    The kind is that of the field's default; fields in `zero_allowed` may be 0, one
-    whose default is None may be None, and words are left to who reads them.
+    The kind is that of the field's default; fields in `zero_allowed` may be 0, and one
+    whose default is None may be None. Words and switches are not looked at.
 
     Raises:
       InputError: naming the field and its value.
     """
     for field in fields(config):
         value, default = getattr(config, field.name), field.default
-        if (value is None and default is None) or isinstance(default, str):
+        if isinstance(default, (str, bool)) or (value is None and default is None):
             continue
         several = isinstance(default, tuple)
         kind = float if isinstance(default, float) else int

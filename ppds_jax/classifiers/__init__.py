@@ -4,6 +4,7 @@ from typing import get_args
 
 from ppds_jax.classifiers.cnn import CNN
 from ppds_jax.classifiers.dp_cnn import DPCNN
+from ppds_jax.classifiers.dp_scatter import DPScatter
 
-AnyClassifier = CNN | DPCNN
+AnyClassifier = CNN | DPCNN | DPScatter
 ALL = get_args(AnyClassifier)
