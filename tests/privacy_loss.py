@@ -56,9 +56,10 @@ class Loss:
     def __init__(self, run: Gaussians, present: bool):
         self.run, self.sign = run, 1 if present else -1
         self.rate = run.rate if present else 0.0
-        # the trapezium rule has no error to speak of: smooth, with Gaussian tails
-        step = min(run.sigma, run.sigma**2) / 8
-        x = np.arange(-12 * run.sigma, 1 + 12 * run.sigma, step)
+        # The trapezium rule has no error to speak of: smooth, with Gaussian tails, and
+        # for high moments as far out as float64 has a density.
+        step, far = min(run.sigma, run.sigma**2) / 8, 37 * run.sigma
+        x = np.arange(-far, 1 + far, step)
         bell = lambda z: np.exp(-(z**2) / 2) * step / math.sqrt(2 * math.pi) / run.sigma
         self.weight = self._mixed(bell, x)
         self.ratio = log_ratio(run, x)
@@ -73,6 +74,10 @@ class Loss:
         """log of the mean of exp(order (loss - mean))."""
         power = order * self.sign * (self.ratio - self.mean_ratio)
         return power.max() + math.log(self.weight @ np.exp(power - power.max()))
+
+    def renyi(self, order: float) -> float:
+        """The Renyi divergence of this order, if it is above 1 and not far above 20."""
+        return self.log_mgf(order - 1) / (order - 1) + self.mean
 
     def pmf(self, width: float):
         """First index and probabilities of (loss - mean) rounded to k width."""

@@ -43,7 +43,8 @@ def data_free() -> Guarantee:
 def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Guarantee:
     """One Gaussian release with standard deviation `noise_multiplier` x sensitivity.
 
-    The sensitivity must be that of `neighbours`. A multiplier of 0 is not private.
+    The sensitivity is that of `neighbours`; for replace-one, that of leaving out either
+    image, which is half as much. A multiplier of 0 is not private.
     """
     if noise_multiplier == 0:
         return non_private()
@@ -163,9 +164,9 @@ def rdp_epsilon(guarantee: Guarantee, delta: float) -> float:
     allowed = guarantee.neighbours != REPLACE and accountant.supports(guarantee.event)
     if not allowed:
         raise InputError(
-            f"guarantee={guarantee.event} under {NAMES[guarantee.neighbours]}: Renyi DP "
-            "covers Gaussians, and Poisson samples of them that are never cut down to a "
-            "capacity, under add-or-remove and zero-out; use epsilon"
+            f"guarantee={guarantee.event} under {NAMES[guarantee.neighbours]}: Renyi "
+            "DP covers Gaussians, and Poisson samples of them that are never cut down "
+            "to a capacity, under add-or-remove and zero-out; use epsilon"
         )
     accountant.compose(guarantee.event)
     return float(accountant.get_epsilon(delta))
@@ -184,7 +185,9 @@ def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
       budget: epsilon and delta. An infinite epsilon asks for no noise.
 
     Returns:
-      A multiplier whose epsilon is at most the budget's and at least 0.997 of it.
+      A multiplier whose epsilon is at most the budget's and at least 0.997 of it. The
+      epsilon is less only where delta nearly covers every draw of a record, and next to
+      no noise, or a hair less noise, decides.
 
     Raises:
       InputError: an epsilon outside [0.01, 100] that is not inf, or a delta outside
@@ -214,7 +217,11 @@ def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
 
 
 def _least(
-    spent: Callable[[float], float], budget: float, share: float, low: float, high: float
+    spent: Callable[[float], float],
+    budget: float,
+    share: float,
+    low: float,
+    high: float,
 ) -> float:
     """A sigma, looked for between low and high first, that spends [share, 1] of it."""
     while spent(high) > budget:
