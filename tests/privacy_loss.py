@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import ndtr, ndtri
+from scipy.special import logsumexp, ndtr, ndtri
 
 # Probability given up for each of: errors that do not cancel, losses cut off in single
 # releases, sums beyond the window, round-off of the transforms. Far below any delta.
@@ -57,23 +57,25 @@ class Loss:
         self.run, self.sign = run, 1 if present else -1
         self.rate = run.rate if present else 0.0
         # The trapezium rule has no error to speak of: smooth, with Gaussian tails, and
-        # for high moments as far out as float64 has a density.
+        # far enough out for high moments.
         step, far = min(run.sigma, run.sigma**2) / 8, 37 * run.sigma
         x = np.arange(-far, 1 + far, step)
-        bell = lambda z: np.exp(-(z**2) / 2) * step / math.sqrt(2 * math.pi) / run.sigma
-        self.weight = self._mixed(bell, x)
+        log_bell = lambda z: -(z**2) / 2 - math.log(math.sqrt(2 * math.pi) * run.sigma)
+        with np.errstate(divide="ignore"):
+            off = np.log1p(-self.rate) + log_bell(x / run.sigma)
+            on = np.log(self.rate) + log_bell((x - 1) / run.sigma)
+        self.log_weight = math.log(step) + np.logaddexp(off, on)
         self.ratio = log_ratio(run, x)
-        self.mean_ratio = float(self.weight @ self.ratio)
+        self.mean_ratio = self.expect(self.ratio)
         self.mean = self.sign * self.mean_ratio
 
-    def _mixed(self, function, x):
-        off, on = function(x / self.run.sigma), function((x - 1) / self.run.sigma)
-        return (1 - self.rate) * off + self.rate * on
+    def expect(self, values) -> float:
+        return float(np.exp(self.log_weight) @ values)
 
     def log_mgf(self, order: float) -> float:
         """log of the mean of exp(order (loss - mean))."""
         power = order * self.sign * (self.ratio - self.mean_ratio)
-        return power.max() + math.log(self.weight @ np.exp(power - power.max()))
+        return float(logsumexp(self.log_weight + power))
 
     def renyi(self, order: float) -> float:
         """The Renyi divergence of this order, if it is above 1 and not far above 20."""
@@ -85,7 +87,8 @@ class Loss:
         ends = log_ratio(self.run, np.array([-far, 1 + far])) - self.mean_ratio
         first, last = np.rint(ends / width).astype(int)
         edges = self.mean_ratio + width * (np.arange(first, last) + 0.5)
-        below = self._mixed(ndtr, output(self.run, edges))
+        x, rate = output(self.run, edges) / self.run.sigma, self.rate
+        below = (1 - rate) * ndtr(x) + rate * ndtr(x - 1 / self.run.sigma)
         mass = np.diff(below, prepend=0.0, append=1.0)
         return (first, mass) if self.sign > 0 else (-last, mass[::-1])
 
@@ -93,7 +96,7 @@ class Loss:
 def window(losses, sign) -> float:
     """How far above (below) its mean the sum may lie: Chernoff's bound."""
     spread = math.sqrt(
-        sum(x.run.steps * (x.weight @ (x.ratio - x.mean_ratio) ** 2) for x in losses)
+        sum(x.run.steps * x.expect((x.ratio - x.mean_ratio) ** 2) for x in losses)
     )
     bounds = []
     for order in np.geomspace(0.01, 1000, 200) / spread:
