@@ -43,8 +43,8 @@ def data_free() -> Guarantee:
 def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Guarantee:
     """One Gaussian release with standard deviation `noise_multiplier` x sensitivity.
 
-    The sensitivity is that of `neighbours`; for replace-one, that of leaving out either
-    image, which is half as much. A multiplier of 0 is not private.
+    The sensitivity must be that of `neighbours`, except under replace-one: there it is
+    that of leaving an image out, and is doubled here. A multiplier of 0 is not private.
     """
     if noise_multiplier == 0:
         return non_private()
@@ -185,9 +185,9 @@ def calibrate(run: Callable[[float], Guarantee], budget: Budget) -> float:
       budget: epsilon and delta. An infinite epsilon asks for no noise.
 
     Returns:
-      A multiplier whose epsilon is at most the budget's and at least 0.997 of it. The
-      epsilon is less only where delta nearly covers every draw of a record, and next to
-      no noise, or a hair less noise, decides.
+      A multiplier whose epsilon is at most the budget's and at least 0.997 of it, or
+      less where delta alone covers the chance that a record is ever drawn: there the
+      search ends near 0.05.
 
     Raises:
       InputError: an epsilon outside [0.01, 100] that is not inf, or a delta outside
