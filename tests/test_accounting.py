@@ -35,7 +35,7 @@ def test_calibration_gives_the_published_multipliers(budget, sigma):
     run = lambda s: gaussian(s, accounting.ZERO_OUT)
     ours = calibrate(run, Budget(budget, 1e-5))
     assert ours == pytest.approx(sigma, rel=2e-3)
-    assert 0.998 * budget <= epsilon(run(ours), 1e-5) <= budget
+    assert 0.997 * budget <= epsilon(run(ours), 1e-5) <= budget
 
 
 def test_k_gaussians_are_one_with_less_noise():
