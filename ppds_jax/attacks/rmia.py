@@ -40,8 +40,8 @@ def rmia(
       Scores in [0, 1]. For one target they rank as `rmia_ratio`, but with ties.
 
     Raises:
-      InputError: shapes that do not fit, probabilities or an offline_a outside [0, 1], a
-        gamma <= 0, or an image without a shadow on a side that is used.
+      InputError: shapes that do not fit, probabilities or an offline_a outside [0, 1],
+        a gamma <= 0, or an image without a shadow on a side that is used.
 
     **References:** Zarifzadeh, Liu and Shokri, Low-Cost High-Power Membership
     Inference Attacks, 2024, arXiv 2312.03262.
