@@ -9,6 +9,7 @@ from scipy.stats import norm
 from ppds_jax.attacks.lira import lira
 from ppds_jax.metrics.roc import auc
 from ppds_jax.types import InputError
+from tests import reference_attacks
 
 
 def problem(m, n=6, q=3):
@@ -19,40 +20,35 @@ def problem(m, n=6, q=3):
     return rng.normal(size=(n, q)), shadows + member[..., None], member
 
 
-def by_loops(phi, shadows, member, online, variance, center, offline_rule):
-    middle = {"mean": np.mean, "median": np.median}[center]
-    fixed = {"fixed": True, "per_example": False, "auto": len(member) < 64}[variance]
-
-    def gaussian(j, k, side):
-        rows = [shadows[member[:, i] == side, i, k] for i in range(len(phi))]
-        residuals = [row - middle(row) for row in rows]
-        own = np.concatenate(residuals) if fixed else residuals[j]
-        return norm(middle(rows[j]), np.sqrt(np.mean(own**2)))
-
-    scores = np.zeros(phi.shape)
-    for j, k in np.ndindex(phi.shape):
-        out, value = gaussian(j, k, False), phi[j, k]
-        if online:
-            scores[j, k] = gaussian(j, k, True).logpdf(value) - out.logpdf(value)
-        elif offline_rule == "one_sided":
-            scores[j, k] = (value - out.mean()) / out.std()
-        else:
-            scores[j, k] = -out.logpdf(value)
-    return scores.mean(1)
+VARIANCES = ["auto", "per_example", "fixed", "shrunk"]
 
 
 @pytest.mark.parametrize("num_shadows", [12, 63, 64])  # "auto" changes at 64
-@pytest.mark.parametrize("variance", ["auto", "per_example", "fixed"])
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_lira_is_the_plain_loop(num_shadows, variance):
     inputs, sides = problem(num_shadows), ("one_sided", "two_sided")
     for online, center, rule in product((True, False), ("mean", "median"), sides):
         options = {"online": online, "center": center, "offline_rule": rule}
-        expected = by_loops(*inputs, variance=variance, **options)
+        expected = reference_attacks.lira(*inputs, variance=variance, **options)
         actual = lira(*inputs, variance=variance, **options)
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("variance", ["per_example", "fixed"])
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_blocks_of_images_change_nothing(variance):
+    """More images than one block holds, and queries that are not next to each other."""
+    phi, shadows, member = problem(40, n=4000, q=2)
+    wide = np.repeat(shadows, 2, axis=2)[..., ::2].astype(np.float32)
+    score = lira(phi, wide, member, variance=variance)
+    expected = lira(phi, wide.astype(np.float64), member, variance=variance)
+    np.testing.assert_array_equal(score, expected)
+    if variance == "per_example":  # images know nothing of each other
+        some = slice(1600, 1700)
+        alone = lira(phi[some], wide[:, some], member[:, some], variance=variance)
+        np.testing.assert_allclose(alone, score[some], rtol=1e-12)
+
+
+@pytest.mark.parametrize("variance", VARIANCES[1:])
 @pytest.mark.parametrize("online", [True, False])
 def test_affine_maps_and_permutations_change_nothing(online, variance):
     def check(expected, *inputs):

@@ -7,6 +7,7 @@ from ppds_jax.attacks.rmia import rmia, rmia_ratio
 from ppds_jax.attacks.score import rmia_offline
 from ppds_jax.attacks.signals import Signal
 from ppds_jax.types import InputError
+from tests import reference_attacks
 
 
 def problem(m=6, n=30, z=40, seed=0):
@@ -17,29 +18,20 @@ def problem(m=6, n=30, z=40, seed=0):
     return p(n), p(m, n), member, p(z), p(m, z)
 
 
-def by_loops(target, shadows, member, z_target, z_shadows, online, gamma, a):
-    def prior(p, inside):
-        out = p[~inside].mean()
-        if online:
-            return (p[inside].mean() + out) / 2 if inside.any() else out
-        return ((1 + a) * out + 1 - a) / 2
-
-    never = np.zeros(len(shadows), bool)
-    r_z = [t / prior(p, never) for t, p in zip(z_target, z_shadows.T, strict=True)]
-    rows = zip(target, shadows.T, member.T, strict=True)
-    r_x = [t / prior(p, inside) for t, p, inside in rows]
-    return [np.mean([x / z > gamma for z in r_z]) for x in r_x]
-
-
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("online", [True, False])
 def test_rmia_is_the_plain_loop(online, gamma):
     for seed, a in enumerate((0.0, 0.3, 1.0)):
         inputs = problem(seed=seed)
-        score = rmia(*inputs, online=online, gamma=gamma, offline_a=a)
-        expected = by_loops(*inputs, online=online, gamma=gamma, a=a)
+        options = {"online": online, "offline_a": a}
+        score = rmia(*inputs, gamma=gamma, **options)
+        expected = reference_attacks.rmia(*inputs, gamma=gamma, **options)
         np.testing.assert_allclose(score, expected, atol=1e-12)
         assert ((score >= 0) & (score <= 1)).all()
+        inputs[2][:, 3] = False  # without an IN shadow, OUT alone
+        ratio = rmia_ratio(*inputs[:3], **options)
+        expected = np.log(reference_attacks.rmia_ratio(*inputs[:3], **options))
+        np.testing.assert_allclose(ratio, expected, atol=1e-12)
 
 
 def test_domination_is_strict():
