@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from ppds_jax.attacks.lira import lira
-from ppds_jax.metrics.roc import auc
+from ppds_jax.metrics.roc import auc, tpr_at_fpr
 from ppds_jax.types import InputError
 from tests import reference_attacks
 
@@ -66,11 +66,13 @@ def test_affine_maps_and_permutations_change_nothing(online, variance):
         check(expected, phi, np.where(member[..., None], 1e6, shadows), member)
 
 
+@pytest.mark.parametrize("variance", VARIANCES[1:])
 @pytest.mark.parametrize("online", [True, False])
-def test_known_gaussians_reach_the_closed_form(online):
-    """AUC Phi(d sqrt(q / 2)), standard error 0.005: beyond 5 of them 6e-7.
+def test_known_gaussians_reach_the_closed_form(online, variance):
+    """AUC Phi(d sqrt(q / 2)), TPR 1 - Phi(z - d sqrt(q)) at an FPR of 1 - Phi(z).
 
-    Means estimated from 64 models of each side cost less than 0.005 on top.
+    Standard errors are 0.005 and 0.01: beyond 5 of them 6e-7. Means estimated from 64
+    models of each side cost less than 0.005 on top.
     """
     rng, n, q, d = np.random.default_rng(2), 10_000, 2, 0.7
     member = rng.permuted(np.tile(np.arange(128) < 64, (n, 1)), axis=1).T
@@ -78,8 +80,11 @@ def test_known_gaussians_reach_the_closed_form(online):
     level = 3 * rng.normal(size=(n, q))  # easy and hard images, calibrated away
     phi = level + d * target[:, None] + rng.normal(size=(n, q))
     shadows = level + d * member[..., None] + rng.normal(size=(128, n, q))
-    score, best = lira(phi, shadows, member, online=online), norm.cdf(d)
+    score = lira(phi, shadows, member, online=online, variance=variance)
+    best = norm.cdf(d)
     assert auc(score, target) == pytest.approx(best, abs=0.03)
+    power = norm.sf(norm.isf(0.1) - d * q**0.5)
+    assert tpr_at_fpr(score, target, 0.1) == pytest.approx(power, abs=0.055)
     assert auc(phi.mean(1), target) < best - 0.1
 
 

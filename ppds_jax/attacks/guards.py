@@ -19,7 +19,9 @@ def check_references(
       InputError: saying which references are the target.
     """
     alike = (shadow_phi[:, 0] == target_phi[0]).all(-1)  # the first image: most differ
-    same = [i for i in np.flatnonzero(alike) if (shadow_phi[i] == target_phi).all()]
+    same = [
+        int(i) for i in np.flatnonzero(alike) if (shadow_phi[i] == target_phi).all()
+    ]
     constant = (target_phi == target_phi[0, 0]).all()
     if same and len(same) < len(shadow_phi) and not constant:
         raise InputError(
