@@ -9,10 +9,12 @@ from numpy import ndarray as Array
 from ppds_jax.attacks.shrunk import TINY, Density, predictive
 from ppds_jax.attacks.sides import (
     Center,
+    Side,
     check_count,
     check_option,
     check_signals,
     side,
+    sides,
 )
 
 Variance = Literal["auto", "per_example", "fixed", "shrunk"]
@@ -70,18 +72,21 @@ def lira(
     check_option("offline_rule", offline_rule, ("one_sided", "two_sided"))
     if variance == "auto":
         variance = "fixed" if len(shadows) < 64 else "per_example"
-    outside = _density(shadows, ~member, "OUT", variance, center)
     if online:
-        inside = _density(shadows, member, "IN", variance, center)
+        seen = sides(shadows, (member, ~member), center)
+        inside, outside = (
+            _density(each, name, variance)
+            for each, name in zip(seen, ("IN", "OUT"), strict=True)
+        )
         return (inside.log(phi) - outside.log(phi)).mean(1)
+    outside = _density(side(shadows, ~member, center), "OUT", variance)
     if offline_rule == "two_sided":
         return -outside.log(phi).mean(1)
     return ((phi - outside.center) / outside.scale).mean(1)
 
 
-def _density(phi, keep, name: str, variance: Variance, center: Center) -> Density:
+def _density(seen: Side, name: str, variance: Variance) -> Density:
     """What a signal would be on one side, for each image and query."""
-    seen = side(phi, keep, center)
     check_count(seen.models, name)
     if variance == "shrunk":
         return predictive(seen)

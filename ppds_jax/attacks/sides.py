@@ -4,7 +4,7 @@ Signals are read in blocks of images: sums are in float64, and no float64 copy o
 signals is ever made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,26 +34,89 @@ def side(
 
     What the other models say is not looked at: it may be infinite or NaN.
     """
-    count = keep.sum(0)
-    divisor = np.maximum(count, 1)
-    middle, squares = np.zeros(phi.shape[1:]), np.zeros(phi.shape[1:])
-    for rows in blocks(*keep.shape):
-        mask = -keep[:, rows].astype(np.int64)  # all bits, or none
-        for query in range(phi.shape[2]):
-            x = phi[:, rows, query].astype(np.float64)
-            if center == "median":
-                middle[rows, query] = _median(x, keep[:, rows], count[rows])
-            else:
-                middle[rows, query] = _only(x, mask).sum(0) / divisor[rows]
-            x -= middle[rows, query]
-            squares[rows, query] = np.square(_only(x, mask), out=x).sum(0)
-    return Side(count, middle, squares)
+    return sides(phi, (keep,), center)[0]
+
+
+def sides(
+    phi: Float[Array, "m n q"],
+    keeps: Sequence[Bool[Array, "m n"]],
+    center: Center = "mean",
+) -> list[Side]:
+    """`side` for each of several, in one reading of the signals."""
+    num_models, num_images, num_queries = phi.shape
+    found = [
+        Side(keep.sum(0, dtype=np.int32), *np.zeros((2, *phi.shape[1:])))
+        for keep in keeps
+    ]
+    wide, room = np.empty((2, num_models, block_size(num_models)))
+    for rows in blocks(num_models, num_images):
+        chosen = [_choose(keep[:, rows]) for keep in keeps]
+        for query in range(num_queries):
+            x = wide[:, : len(chosen[0].models)]
+            x[...] = phi[:, rows, query]
+            for keep, seen in zip(chosen, found, strict=True):
+                middle, squares = _moments(x, keep, room[:, : x.shape[1]])
+                if center == "median":
+                    mean, middle = middle, _median(x, keep)
+                    squares += keep.models * (middle - mean) ** 2
+                seen.center[rows, query], seen.squares[rows, query] = middle, squares
+    return found
+
+
+class _Chosen(NamedTuple):
+    """Which models of a block are on a side: [m b], as bits, their number, the first."""
+
+    keep: Array
+    bits: Array
+    models: Array
+    first: Array
+
+
+def _choose(keep: Array) -> _Chosen:
+    first = keep[:16].argmax(0)  # the others are rarely needed, and slow to search
+    late = np.flatnonzero(~keep[first, np.arange(len(first))])
+    first[late] = keep[:, late].argmax(0)
+    count = keep.sum(0, dtype=np.int32)
+    return _Chosen(keep, np.negative(keep.view(np.int8), dtype=np.int64), count, first)
+
+
+def _moments(x: Array, chosen: _Chosen, room: Array) -> tuple[Array, Array]:
+    """Mean and sum of squares about it, over the kept rows of each column.
+
+    Both are those of x - s with s a kept value: (mean - s)^2 is at most the sum of
+    squares, so that the difference of sums below loses no more digits than the number
+    of rows has. The mask removes infinities and NaN, which a product would not.
+    """
+    start = x[chosen.first, np.arange(x.shape[1])]
+    with np.errstate(invalid="ignore"):  # of the other rows
+        np.subtract(x, start, out=room)
+    bits = room.view(np.int64)
+    np.bitwise_and(bits, chosen.bits, out=bits)
+    total, divisor = room.sum(0), np.maximum(chosen.models, 1)
+    squares = np.einsum("mb,mb->b", room, room) - total**2 / divisor
+    mean = np.where(chosen.models > 0, start + total / divisor, 0.0)
+    return mean, np.maximum(squares, 0)
+
+
+def _median(x: Array, chosen: _Chosen) -> Array:
+    """The median of the kept rows of each column; 0 where none is kept."""
+    ordered = np.sort(np.where(chosen.keep, x, np.inf), axis=0)
+    low, high = (
+        np.take_along_axis(ordered, np.maximum(index, 0)[None], axis=0)[0]
+        for index in ((chosen.models - 1) // 2, chosen.models // 2)
+    )
+    return np.where(chosen.models > 0, (low + high) / 2, 0.0)
 
 
 def blocks(num_models: int, num_images: int) -> Iterator[slice]:
     """Blocks of images whose signals, of one query in float64, fit into a cache."""
-    size = max(16, 2**16 // max(num_models, 1))
+    size = block_size(num_models)
     return (slice(start, start + size) for start in range(0, num_images, size))
+
+
+def block_size(num_models: int) -> int:
+    """How many images are in one of the `blocks`."""
+    return max(16, 2**16 // max(num_models, 1))
 
 
 def check_signals(
@@ -98,23 +161,3 @@ def check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise InputError(f"{name}={value!r}: use one of {', '.join(allowed)}")
-
-
-def _only(x: Array, mask: Array) -> Array:
-    """Zeroes x in place where the mask has no bits.
-
-    Several times faster than np.where, and unlike a product it removes NaN too.
-    """
-    bits = x.view(np.int64)
-    np.bitwise_and(bits, mask, out=bits)
-    return x
-
-
-def _median(x: Array, keep: Array, count: Array) -> Array:
-    """The median of the kept rows of each column; 0 where none is kept."""
-    ordered = np.sort(np.where(keep, x, np.inf), axis=0)
-    low, high = (
-        np.take_along_axis(ordered, np.maximum(index, 0)[None], axis=0)[0]
-        for index in ((count - 1) // 2, count // 2)
-    )
-    return np.where(count > 0, (low + high) / 2, 0.0)
