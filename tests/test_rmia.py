@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from ppds_jax.attacks.rmia import rmia, rmia_ratio
 from ppds_jax.attacks.score import rmia_offline
 from ppds_jax.attacks.signals import Signal
+from ppds_jax.metrics.roc import auc, tpr_at_fpr
 from ppds_jax.types import InputError
 from tests import reference_attacks
 
@@ -96,3 +98,47 @@ def test_images_without_a_side_that_is_used_are_refused(side):
     inputs[2][:, 0] = side
     with pytest.raises(InputError, match="shadow_member: 1 "):
         rmia(*inputs, online=True)
+
+
+def test_a_population_of_nothing_is_refused():
+    target, shadows, member, z_target, z_shadows = problem()
+    with pytest.raises(InputError, match="at least one"):
+        rmia(target, shadows, member, z_target[:0], z_shadows[:, :0])
+    for a in (-0.1, 1.1, np.nan):
+        with pytest.raises(InputError, match="offline_a"):
+            rmia(target, shadows, member, z_target, z_shadows, offline_a=a)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_permutations_change_nothing(online):
+    target, shadows, member, z_target, z_shadows = problem()
+    rng = np.random.default_rng(1)
+    models, images, points = (rng.permutation(size) for size in (6, 30, 40))
+    expected = rmia(*problem(), online=online)
+    rows = shadows[models], member[models], z_target, z_shadows[models]
+    np.testing.assert_allclose(rmia(target, *rows, online=online), expected)
+    columns = target[images], shadows[:, images], member[:, images]
+    found = rmia(*columns, z_target[points], z_shadows[:, points], online=online)
+    np.testing.assert_array_equal(found, expected[images])
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_known_gaussians_reach_the_closed_form(online):
+    """With log p(x | model) = level + d member + noise, r_x is monotone in what LiRA
+    sees: AUC Phi(d / sqrt 2), TPR 1 - Phi(z - d), but for the shadows' own means.
+
+    At 20,000 images the standard errors are 0.0034 and 0.008: 5 of them, 6e-7.
+    """
+    rng, n, z, d = np.random.default_rng(2), 20_000, 5000, 1.0
+    image = np.arange(n) % 2 == 0
+    member = rng.random((256, n)) < 0.5
+    level, z_level = -12 + rng.normal(size=n), -12 + rng.normal(size=z)
+    p = lambda level, member: np.exp(
+        np.minimum(level + d * member + rng.normal(size=member.shape), 0)
+    )
+    none = np.zeros((256, z))
+    inputs = p(level, image), p(level, member), member, p(z_level, none[0])
+    score = rmia(*inputs, p(z_level, none), online=online, offline_a=1.0)
+    assert auc(score, image) == pytest.approx(norm.cdf(d / 2**0.5), abs=0.025)
+    power = norm.sf(norm.isf(0.1) - d)
+    assert tpr_at_fpr(score, image, 0.1) == pytest.approx(power, abs=0.045)

@@ -54,6 +54,8 @@ def rmia(
             f"{np.shape(population_shadow)}: must be [z] and [m z], with the "
             f"{len(shadow_prob)} shadows of shadow_prob"
         )
+    if not np.size(population_target):
+        raise InputError("population_target: must have at least one image")
     if online:
         check_count(np.sum(shadow_member, 0), "IN")
     ratio_of = partial(rmia_ratio, online=online, offline_a=offline_a)

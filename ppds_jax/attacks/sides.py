@@ -48,6 +48,8 @@ def sides(
         Side(keep.sum(0, dtype=np.int32), *np.zeros((2, *phi.shape[1:])))
         for keep in keeps
     ]
+    if not num_models:
+        return found
     wide, room = np.empty((2, num_models, block_size(num_models)))
     for rows in blocks(num_models, num_images):
         chosen = [_choose(keep[:, rows]) for keep in keeps]
@@ -64,7 +66,7 @@ def sides(
 
 
 class _Chosen(NamedTuple):
-    """Which models of a block are on a side: [m b], as bits, their number, the first."""
+    """Which models of a block are on a side: [m b], as bits, how many, the first."""
 
     keep: Array
     bits: Array
@@ -88,12 +90,13 @@ def _moments(x: Array, chosen: _Chosen, room: Array) -> tuple[Array, Array]:
     of rows has. The mask removes infinities and NaN, which a product would not.
     """
     start = x[chosen.first, np.arange(x.shape[1])]
-    with np.errstate(invalid="ignore"):  # of the other rows
+    divisor = np.maximum(chosen.models, 1)
+    with np.errstate(invalid="ignore"):  # infinities: not looked at, or NaN they become
         np.subtract(x, start, out=room)
-    bits = room.view(np.int64)
-    np.bitwise_and(bits, chosen.bits, out=bits)
-    total, divisor = room.sum(0), np.maximum(chosen.models, 1)
-    squares = np.einsum("mb,mb->b", room, room) - total**2 / divisor
+        bits = room.view(np.int64)
+        np.bitwise_and(bits, chosen.bits, out=bits)
+        total = room.sum(0)
+        squares = np.einsum("mb,mb->b", room, room) - total**2 / divisor
     mean = np.where(chosen.models > 0, start + total / divisor, 0.0)
     return mean, np.maximum(squares, 0)
 
