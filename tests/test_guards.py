@@ -1,11 +1,15 @@
-"""A target among its references, and a population that is audited, are refused."""
+"""Targets among their references, audited populations and split copies are refused."""
 
 import jax
 import numpy as np
 import pytest
 
 from ppds_jax.attacks.game import Pool, half_design, leave_one_out, score_pool
-from ppds_jax.attacks.guards import check_population, check_references
+from ppds_jax.attacks.guards import (
+    check_duplicates,
+    check_population,
+    check_references,
+)
 from ppds_jax.attacks.lira import lira
 from ppds_jax.data.load import load
 from ppds_jax.types import InputError
@@ -52,3 +56,14 @@ def test_a_population_that_is_audited_is_caught():
         check_population(unique[:100], unique[99:149])
     with pytest.raises(InputError, match="one kind"):
         check_population(unique[:100], unique[100:150] / 255)
+
+
+def test_copies_with_another_membership_are_caught():
+    _, member = game()
+    image = np.unique(load("digits").x_train, axis=0)[:40]
+    check_duplicates(image, member)
+    image[7] = image[3]
+    with pytest.raises(InputError, match="1 images have an equal one"):
+        check_duplicates(image, member)
+    member[:, 7] = member[:, 3]  # a canary that is there twice
+    check_duplicates(image, member)

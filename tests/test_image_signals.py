@@ -16,6 +16,7 @@ from ppds_jax.attacks.image_signals import (
     gan_leaks_calibrated,
     k_nearest,
     neighbourhood,
+    neighbours,
 )
 from ppds_jax.attacks.signals import nearest
 from ppds_jax.metrics.roc import auc
@@ -67,6 +68,17 @@ def test_k_nearest_is_brute_force(embed):
 def test_the_first_of_k_is_the_nearest():
     phi = k_nearest(RELEASED, IMAGE, LABEL, k=2)[:, 0]
     np.testing.assert_allclose(phi, nearest(RELEASED, IMAGE, LABEL), atol=1e-6)
+
+
+def test_neighbours_are_those_of_the_distances():
+    distance, _, same = brute_force(None)
+    index = np.asarray(neighbours(RELEASED, IMAGE, LABEL, k=12))
+    phi = np.asarray(k_nearest(RELEASED, IMAGE, LABEL, k=12))
+    there = index >= 0
+    np.testing.assert_array_equal(there.sum(1), np.minimum(same.sum(1), 12))
+    rows = np.broadcast_to(np.arange(300)[:, None], index.shape)[there]
+    assert same[rows, index[there]].all()
+    np.testing.assert_allclose(phi[there], -distance[rows, index[there]], atol=2e-3)
 
 
 @pytest.mark.parametrize("embed", EMBEDDINGS)

@@ -1,7 +1,7 @@
 """Mistakes that make an attack look strong, refused. Host, NumPy."""
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray as Array
 
 from ppds_jax.types import InputError
@@ -55,4 +55,30 @@ def check_population(
     if shared:
         raise InputError(
             f"population: {shared} of its {len(population)} images are audited too"
+        )
+
+
+def check_duplicates(
+    audited: Shaped[Array, "n ..."], member: Bool[Array, "m n"]
+) -> None:
+    """Refuses equal images that differ in membership: a member beside its own copy.
+
+    Copies that are always together, as those of one canary, are one image k times: what
+    is measured is then the privacy of a group.
+
+    Args:
+      audited: the images, equal byte by byte where they are the same.
+      member: which of them each model was trained on.
+
+    Raises:
+      InputError: saying how many images have such a copy.
+    """
+    first: dict[bytes, int] = {}
+    rows = enumerate(np.asarray(audited))
+    place = [first.setdefault(row.tobytes(), index) for index, row in rows]
+    apart = (member != member[:, place]).any(0)
+    if apart.any():
+        raise InputError(
+            f"audited: {apart.sum()} images have an equal one that is not in the same "
+            "models; audit one of them, or put copies in together"
         )

@@ -35,14 +35,28 @@ def k_nearest(
     Raises:
       InputError: a k that is not between 1 and the number of released images.
     """
-    if not 1 <= k <= len(synthetic.label):
-        raise InputError(f"k={k}: must lie in 1 to {len(synthetic.label)}")
+    nearest = _nearest_first(synthetic, k, embed, missing)
+    return in_blocks(lambda *rows: nearest(*rows)[0], image, label, size=250)
 
-    distance = _distances(synthetic.image, embed)
+
+def neighbours(
+    synthetic: Synthetic,
+    image: Float[Array, "n h w c"],
+    label: Int32[Array, " n"],
+    *,
+    k: int,
+    embed: Embed | None = None,
+) -> Int32[Array, "n k"]:
+    """Which released images are those of `k_nearest`; -1 where there are fewer.
+
+    Raises:
+      InputError: as `k_nearest`.
+    """
+    nearest = _nearest_first(synthetic, k, embed, jnp.inf)
 
     def block(image, label):
-        same = (label[:, None] == synthetic.label[None]) & (synthetic.weight > 0)[None]
-        return jax.lax.top_k(-jnp.where(same, distance(image), missing), k)[0]
+        phi, index = nearest(image, label)
+        return jnp.where(jnp.isfinite(phi), index, -1)
 
     return in_blocks(block, image, label, size=250)
 
@@ -121,6 +135,21 @@ def gan_leaks_calibrated(
     return gan_leaks(synthetic, image, embed=embed) - gan_leaks(
         public, image, embed=embed
     )
+
+
+def _nearest_first(
+    synthetic: Synthetic, k: int, embed: Embed | None, missing: float | Array
+) -> Callable:
+    """(image, label) -> minus the k least distances within the label, and whose."""
+    if not 1 <= k <= len(synthetic.label):
+        raise InputError(f"k={k}: must lie in 1 to {len(synthetic.label)}")
+    distance = _distances(synthetic.image, embed)
+
+    def nearest(image, label):
+        same = (label[:, None] == synthetic.label[None]) & (synthetic.weight > 0)[None]
+        return jax.lax.top_k(-jnp.where(same, distance(image), missing), k)
+
+    return nearest
 
 
 def _distances(released: UInt8[Array, "s h w c"], embed: Embed | None) -> Callable:
