@@ -3,8 +3,17 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ppds_jax.attacks.game import half_design, leave_one_out, partners
+from ppds_jax.attacks.game import (
+    canary_design,
+    half_design,
+    leave_one_out,
+    partners,
+    score_pool,
+    target_pool,
+)
 from ppds_jax.attacks.lira import lira
 from ppds_jax.attacks.rmia import rmia
 from ppds_jax.metrics.roc import auc
@@ -36,6 +45,53 @@ def test_designs_without_balance_are_refused():
     for size, num_shadows in ((10, 2), (10, 5), (9, 4)):
         with pytest.raises(InputError, match="audited" if size % 2 else "num_shadows"):
             half_design(jax.random.key(0), np.zeros(size, int), num_shadows)
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    few=st.integers(2, 5),
+    more=st.integers(0, 5),
+    share=st.sampled_from([1.0, 0.5, 0.1]),
+)
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_more_models_leave_those_before_as_they_are(seed, few, more, share):
+    key, canary = jax.random.key(seed), np.arange(400) < 400 * share
+    rows = [canary_design(key, LABEL, canary, 2 * pairs) for pairs in (few, few + more)]
+    np.testing.assert_array_equal(rows[0], rows[1][: 2 * few])
+    assert (rows[1].sum(0) == np.where(canary, few + more, 2 * (few + more))).all()
+    for pairs, member in zip((few, few + more), rows, strict=True):
+        np.testing.assert_array_equal(partners(member), np.arange(2 * pairs) ^ 1)
+        assert target_pool(member, 2).target.tolist() == [0, 1]
+
+
+def test_canaries_alone_vary():
+    canary = np.random.default_rng(1).permutation(400) < 60
+    member = canary_design(jax.random.key(0), LABEL, canary, 6)
+    assert member[:, ~canary].all()
+    half = half_design(jax.random.key(0), LABEL[canary], 6)
+    np.testing.assert_array_equal(member[:, canary], half)
+    with pytest.raises(InputError, match="canary"):
+        canary_design(jax.random.key(0), LABEL, canary[1:], 6)
+    with pytest.raises(InputError, match="num_shadows"):
+        canary_design(jax.random.key(0), LABEL, canary, 5)
+
+
+def test_pools_are_disjoint_and_balanced():
+    member = half_design(jax.random.key(0), LABEL, 10)
+    phi = np.random.default_rng(0).normal(size=(10, 400, 2))
+    for num_targets in (1, 2, 3, 4, 8):
+        target, reference = pool = target_pool(member, num_targets)
+        assert target.tolist() == list(range(num_targets))
+        left = 10 - num_targets - num_targets % 2  # without the last one's partner
+        assert reference.tolist() == list(range(10 - left, 10))
+        assert (member[reference].sum(0) == left // 2).all()  # as many IN as OUT
+        scores = score_pool(lira, phi, member, pool)
+        for j in range(num_targets):
+            expected = lira(phi[j], phi[reference], member[reference])
+            np.testing.assert_array_equal(scores[j], expected)
+    for num_targets in (-1, 0, 9, 10, 11):
+        with pytest.raises(InputError, match=f"num_targets={num_targets}"):
+            target_pool(member, num_targets)
 
 
 def test_partners():

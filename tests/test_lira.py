@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import norm
 
 from ppds_jax.attacks.lira import lira
-from ppds_jax.metrics.roc import auc
+from ppds_jax.metrics.roc import auc, tpr_at_fpr
 from ppds_jax.types import InputError
+from tests import reference_attacks
 
 
 def problem(m, n=6, q=3):
@@ -19,40 +20,35 @@ def problem(m, n=6, q=3):
     return rng.normal(size=(n, q)), shadows + member[..., None], member
 
 
-def by_loops(phi, shadows, member, online, variance, center, offline_rule):
-    middle = {"mean": np.mean, "median": np.median}[center]
-    fixed = {"fixed": True, "per_example": False, "auto": len(member) < 64}[variance]
-
-    def gaussian(j, k, side):
-        rows = [shadows[member[:, i] == side, i, k] for i in range(len(phi))]
-        residuals = [row - middle(row) for row in rows]
-        own = np.concatenate(residuals) if fixed else residuals[j]
-        return norm(middle(rows[j]), np.sqrt(np.mean(own**2)))
-
-    scores = np.zeros(phi.shape)
-    for j, k in np.ndindex(phi.shape):
-        out, value = gaussian(j, k, False), phi[j, k]
-        if online:
-            scores[j, k] = gaussian(j, k, True).logpdf(value) - out.logpdf(value)
-        elif offline_rule == "one_sided":
-            scores[j, k] = (value - out.mean()) / out.std()
-        else:
-            scores[j, k] = -out.logpdf(value)
-    return scores.mean(1)
+VARIANCES = ["auto", "per_example", "fixed", "shrunk"]
 
 
 @pytest.mark.parametrize("num_shadows", [12, 63, 64])  # "auto" changes at 64
-@pytest.mark.parametrize("variance", ["auto", "per_example", "fixed"])
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_lira_is_the_plain_loop(num_shadows, variance):
     inputs, sides = problem(num_shadows), ("one_sided", "two_sided")
     for online, center, rule in product((True, False), ("mean", "median"), sides):
         options = {"online": online, "center": center, "offline_rule": rule}
-        expected = by_loops(*inputs, variance=variance, **options)
+        expected = reference_attacks.lira(*inputs, variance=variance, **options)
         actual = lira(*inputs, variance=variance, **options)
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("variance", ["per_example", "fixed"])
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_blocks_of_images_change_nothing(variance):
+    """More images than one block holds, and queries that are not next to each other."""
+    phi, shadows, member = problem(40, n=4000, q=2)
+    wide = np.repeat(shadows, 2, axis=2)[..., ::2].astype(np.float32)
+    score = lira(phi, wide, member, variance=variance)
+    expected = lira(phi, wide.astype(np.float64), member, variance=variance)
+    np.testing.assert_array_equal(score, expected)
+    if variance == "per_example":  # images know nothing of each other
+        some = slice(1600, 1700)
+        alone = lira(phi[some], wide[:, some], member[:, some], variance=variance)
+        np.testing.assert_allclose(alone, score[some], rtol=1e-12)
+
+
+@pytest.mark.parametrize("variance", VARIANCES[1:])
 @pytest.mark.parametrize("online", [True, False])
 def test_affine_maps_and_permutations_change_nothing(online, variance):
     def check(expected, *inputs):
@@ -70,11 +66,13 @@ def test_affine_maps_and_permutations_change_nothing(online, variance):
         check(expected, phi, np.where(member[..., None], 1e6, shadows), member)
 
 
+@pytest.mark.parametrize("variance", VARIANCES[1:])
 @pytest.mark.parametrize("online", [True, False])
-def test_known_gaussians_reach_the_closed_form(online):
-    """AUC Phi(d sqrt(q / 2)), standard error 0.005: beyond 5 of them 6e-7.
+def test_known_gaussians_reach_the_closed_form(online, variance):
+    """AUC Phi(d sqrt(q / 2)), TPR 1 - Phi(z - d sqrt(q)) at an FPR of 1 - Phi(z).
 
-    Means estimated from 64 models of each side cost less than 0.005 on top.
+    Standard errors are 0.005 and 0.01: beyond 5 of them 6e-7. Means estimated from 64
+    models of each side cost less than 0.005 on top.
     """
     rng, n, q, d = np.random.default_rng(2), 10_000, 2, 0.7
     member = rng.permuted(np.tile(np.arange(128) < 64, (n, 1)), axis=1).T
@@ -82,8 +80,11 @@ def test_known_gaussians_reach_the_closed_form(online):
     level = 3 * rng.normal(size=(n, q))  # easy and hard images, calibrated away
     phi = level + d * target[:, None] + rng.normal(size=(n, q))
     shadows = level + d * member[..., None] + rng.normal(size=(128, n, q))
-    score, best = lira(phi, shadows, member, online=online), norm.cdf(d)
+    score = lira(phi, shadows, member, online=online, variance=variance)
+    best = norm.cdf(d)
     assert auc(score, target) == pytest.approx(best, abs=0.03)
+    power = norm.sf(norm.isf(0.1) - d * q**0.5)
+    assert tpr_at_fpr(score, target, 0.1) == pytest.approx(power, abs=0.055)
     assert auc(phi.mean(1), target) < best - 0.1
 
 

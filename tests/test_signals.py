@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from ppds_jax.attacks.signals import SIGNALS, nearest, scaled_logit
+from ppds_jax.attacks.signals import (
+    SIGNALS,
+    hinge,
+    minus_loss,
+    nearest,
+    probability,
+    scaled_logit,
+)
 from ppds_jax.types import Synthetic
 
 
@@ -36,6 +43,28 @@ def test_scaled_logit_is_stable():
     for constant in (-700, 700):  # float32 rounds logits near 700 by 3e-5
         phi = scaled_logit(jnp.array(logits + np.float32(constant)), jnp.array(label))
         np.testing.assert_allclose(phi, log_odds(logits, label), atol=5e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 700.0])
+def test_other_signals_of_logits(scale):
+    logits, label = random_logits(scale / 3)
+    inputs = jnp.array(logits), jnp.array(label)
+    wide = logits.astype(np.float64)
+    log_p = wide[np.arange(50), label] - logsumexp(wide, axis=1)
+    close = {"rtol": 1e-5, "atol": 1e-6 * scale}
+    np.testing.assert_allclose(minus_loss(*inputs), log_p, **close)
+    np.testing.assert_allclose(probability(*inputs), np.exp(log_p), **close)
+    rows = zip(wide, label, strict=True)
+    margin = [z[y] - np.delete(z, y).max() for z, y in rows]
+    np.testing.assert_allclose(hinge(*inputs), margin, **close)
+
+
+@pytest.mark.parametrize("signal", [scaled_logit, hinge, minus_loss, probability])
+def test_signals_of_logits_are_stable_and_higher_where_the_label_is(signal):
+    extreme = jnp.array([[-700.0, 700, 0], [0, 0, 0], [700, -700, 0]], jnp.float32)
+    phi = np.asarray(signal(extreme, jnp.zeros(3, jnp.int32)))
+    assert np.isfinite(phi).all()
+    assert (np.diff(phi) > 0).all()
 
 
 def released():
@@ -70,8 +99,18 @@ def test_nearest_of_copies_is_zero():
     assert (nearest(synthetic, copy, (synthetic.label + 1) % 3) < -0.1).all()
 
 
+RANGES = {  # where a signal does not lie anywhere below 0
+    "nearest": (-1, 0),
+    "k_nearest": (-1, 0),
+    "gan_leaks": (-1, 0),
+    "gan_leaks_calibrated": (-1, 1),
+    "probability": (1e-6, 1),
+    "neighbourhood": (0, 1),
+}
+
+
 @pytest.mark.parametrize("name", SIGNALS)
 def test_probabilities_increase(name):
-    p = SIGNALS[name].probability(np.linspace(-1 if name == "nearest" else -30, 0, 99))
+    p = SIGNALS[name].probability(np.linspace(*RANGES.get(name, (-30, 0)), 99))
     assert ((p > 0) & (p <= 1)).all()
     assert (np.diff(p) > 0).all()

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
+from ppds_jax.attacks.sides import check_count, side
 from ppds_jax.types import InputError
 
 
@@ -39,8 +40,8 @@ def rmia(
       Scores in [0, 1]. For one target they rank as `rmia_ratio`, but with ties.
 
     Raises:
-      InputError: shapes that do not fit, probabilities outside [0, 1], a gamma <= 0,
-        or an image without a shadow on a side that is used.
+      InputError: shapes that do not fit, probabilities or an offline_a outside [0, 1],
+        a gamma <= 0, or an image without a shadow on a side that is used.
 
     **References:** Zarifzadeh, Liu and Shokri, Low-Cost High-Power Membership
     Inference Attacks, 2024, arXiv 2312.03262.
@@ -53,11 +54,10 @@ def rmia(
             f"{np.shape(population_shadow)}: must be [z] and [m z], with the "
             f"{len(shadow_prob)} shadows of shadow_prob"
         )
-    if online and not np.any(shadow_member, 0).all():
-        raise InputError(
-            f"shadow_member: {(~np.any(shadow_member, 0)).sum()} images have no IN "
-            "shadow; use online=False, or audit other images"
-        )
+    if not np.size(population_target):
+        raise InputError("population_target: must have at least one image")
+    if online:
+        check_count(np.sum(shadow_member, 0), "IN")
     ratio_of = partial(rmia_ratio, online=online, offline_a=offline_a)
     ratio = ratio_of(target_prob, shadow_prob, shadow_member)
     outside = np.zeros(np.shape(population_shadow), bool)
@@ -78,28 +78,26 @@ def rmia_ratio(
 
     Where an image has no IN shadow at all, online p(x) is its mean over OUT.
     """
-    target = np.asarray(target_prob, np.float64)
-    shadows = np.asarray(shadow_prob, np.float64)
+    target, shadows = np.asarray(target_prob, np.float64), np.asarray(shadow_prob)
     member = np.asarray(shadow_member, bool)
     if shadows.shape != member.shape or shadows.shape[1:] != target.shape:
         raise InputError(
             f"target_prob {target.shape}, shadow_prob {shadows.shape}, shadow_member "
             f"{member.shape}: must be [n], [m n] and [m n]"
         )
+    if not 0 <= offline_a <= 1:
+        raise InputError(f"offline_a={offline_a}: must lie in [0, 1]")
     for name, value in (("target_prob", target), ("shadow_prob", shadows)):
-        if not ((value >= 0) & (value <= 1)).all():
+        if value.size and not (value.min() >= 0 and value.max() <= 1):
             raise InputError(f"{name}: probabilities must lie in [0, 1]")
-    if member.all(0).any():
-        raise InputError(
-            f"shadow_member: {member.all(0).sum()} images have no OUT shadow; train "
-            "more shadows, or audit other images"
-        )
-    mean_out = np.where(member, 0, shadows).sum(0) / (~member).sum(0)
-    if online:
-        inside = member.sum(0)
-        mean_in = np.where(member, shadows, 0).sum(0) / np.maximum(inside, 1)
-        prior = np.where(inside > 0, (mean_in + mean_out) / 2, mean_out)
-    else:
+    outside = side(shadows[..., None], ~member)
+    check_count(outside.models, "OUT")
+    prior = mean_out = outside.center[:, 0]
+    if not online:
         prior = ((1 + offline_a) * mean_out + 1 - offline_a) / 2
+    elif member.any():
+        inside = side(shadows[..., None], member)
+        both = (inside.center[:, 0] + mean_out) / 2
+        prior = np.where(inside.models > 0, both, mean_out)
     tiny = np.finfo(np.float64).tiny
     return np.log(np.maximum(target, tiny)) - np.log(np.maximum(prior, tiny))

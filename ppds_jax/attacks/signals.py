@@ -28,6 +28,29 @@ def scaled_logit(
     return jnp.sum(jnp.where(true, logits, 0.0), axis=-1) - others
 
 
+def hinge(
+    logits: Float[Array, "n classes"], label: Int32[Array, " n"]
+) -> Float[Array, " n"]:
+    """z_y - max over c != y of z_c: above 0 where the label is predicted."""
+    true = jax.nn.one_hot(label, logits.shape[-1], dtype=bool)
+    others = jnp.where(true, -jnp.inf, logits).max(-1)
+    return jnp.sum(jnp.where(true, logits, 0.0), axis=-1) - others
+
+
+def minus_loss(
+    logits: Float[Array, "n classes"], label: Int32[Array, " n"]
+) -> Float[Array, " n"]:
+    """log p_y: minus the cross-entropy, so that it is higher for members."""
+    return -jax.nn.softplus(-scaled_logit(logits, label))
+
+
+def probability(
+    logits: Float[Array, "n classes"], label: Int32[Array, " n"]
+) -> Float[Array, " n"]:
+    """p_y, in [0, 1]. Confident answers all round to 1: other signals tell more."""
+    return jax.nn.sigmoid(scaled_logit(logits, label))
+
+
 def nearest(
     synthetic: Synthetic, image: Float[Array, "n h w c"], label: Int32[Array, " n"]
 ) -> Float[Array, " n"]:
@@ -64,10 +87,22 @@ def _sigmoid(phi: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -np.asarray(phi, np.float64)))
 
 
+def _of_distance(phi: np.ndarray) -> np.ndarray:
+    return np.exp(10 * np.asarray(phi, np.float64))
+
+
 SIGNALS = {
     signal.name: signal
     for signal in (
         Signal("logit", _sigmoid),
-        Signal("nearest", lambda phi: np.exp(10 * np.asarray(phi, np.float64))),
+        Signal("hinge", _sigmoid),
+        Signal("minus_loss", lambda phi: np.exp(np.asarray(phi, np.float64))),
+        Signal("probability", lambda phi: np.asarray(phi, np.float64)),
+        Signal("nearest", _of_distance),
+        Signal("k_nearest", _of_distance),
+        Signal("gan_leaks", _of_distance),
+        Signal("gan_leaks_calibrated", _sigmoid),
+        Signal("log_density_ratio", _sigmoid),
+        Signal("neighbourhood", lambda phi: (1 + np.asarray(phi, np.float64)) / 2),
     )
 }

@@ -78,8 +78,62 @@ def tpr_at_fpr(score, member, fpr: float, weight=None) -> float:
 
 def rate_at(curve: Roc, fpr: float) -> float:
     """The true-positive rate at the last vertex whose false-positive rate is <= fpr."""
-    within = np.flatnonzero(curve.fpr <= fpr * (1 + 1e-12))
-    return float(curve.tpr[within[-1]])
+    return float(curve.tpr[_last_within(curve, fpr)])
+
+
+def threshold_at_fpr(score, member, fpr: float, weight=None) -> float:
+    """The threshold at which `tpr_at_fpr` is read: infinite where nothing is within.
+
+    Taken from shadow models and applied to a target, it is a threshold that an attacker
+    has. Taken from the target, it is one that only an auditor has.
+    """
+    curve = roc(score, member, weight)
+    return float(curve.threshold[_last_within(curve, fpr)])
+
+
+def _last_within(curve: Roc, fpr: float) -> int:
+    return int(np.flatnonzero(curve.fpr <= fpr * (1 + 1e-12))[-1])
+
+
+def rates(score, member, threshold: float) -> tuple[float, float]:
+    """False- and true-positive rate where "member" is said at score >= threshold."""
+    curve = roc(score, member)
+    vertex = int(np.flatnonzero(curve.threshold >= threshold)[-1])
+    return float(curve.fpr[vertex]), float(curve.tpr[vertex])
+
+
+def balanced_accuracy(score, member, threshold: float) -> float:
+    """The mean of the true-positive and the true-negative rate, 0.5 for a guess.
+
+    The threshold is to come from other models (see `threshold_at_fpr`): the best
+    threshold of the same scores is above 0.5 for a guess too.
+    """
+    false, true = rates(score, member, threshold)
+    return (true + 1 - false) / 2
+
+
+def ppv(score, member, *, threshold: float, prior: float) -> float:
+    """The share of members among the images called so, were `prior` of all members.
+
+    tpr prior / (tpr prior + fpr (1 - prior)): the positive predictive value; NaN where
+    no image is called a member. The shares of members in `score` do not matter.
+
+    Args:
+      score, member: of the target models.
+      threshold: set on shadow models (see `threshold_at_fpr`).
+      prior: in (0, 1).
+
+    Raises:
+      InputError: a prior outside (0, 1), or what `roc` refuses.
+
+    **References:** Jayaraman, Wang, Knipmeyer, Gu and Evans, Revisiting Membership
+    Inference Under Realistic Assumptions, 2021, arXiv 2005.10881.
+    """
+    if not 0 < prior < 1:
+        raise InputError(f"prior={prior}: must lie between 0 and 1")
+    false, true = rates(score, member, threshold)
+    called = true * prior + false * (1 - prior)
+    return true * prior / called if called else float("nan")
 
 
 Statistic = Callable[[Array, Array, Array], Sequence[float]]
