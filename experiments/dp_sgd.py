@@ -35,6 +35,7 @@ from ppds_jax.harness import config
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run, environment, plain
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
+from ppds_jax.privacy.keys import noted, secret_key
 from ppds_jax.types import Budget, Classifier, Dataset, DataSpec, InputError, PyTree
 
 CHUNK = 10  # steps between two looks of the progress bar
@@ -50,6 +51,7 @@ class Config:
       epsilon: privacy budget of each classifier.
       delta: of the budget.
       seeds: one run of each classifier with each.
+      secret_noise: instead, each run by a key from the operating system, kept nowhere.
     """
 
     data: str
@@ -57,6 +59,7 @@ class Config:
     epsilon: float = 3.0
     delta: float = 1e-5
     seeds: tuple[int, ...] = (0,)
+    secret_noise: bool = False
 
 
 TANH = DPCNN(hidden=32, kernels=(8, 4), activation="tanh", pool=True)
@@ -156,7 +159,8 @@ def _compute(cfg: Config, images: Images, here: Run) -> list[Row]:
         for seed in cfg.seeds:
             name = config.describe(method)
             start = time.perf_counter()
-            state = _train(name, jax.random.key(seed), classifier, data)
+            key = secret_key() if cfg.secret_noise else jax.random.key(seed)
+            state = _train(name, key, classifier, data)
             seconds = round(time.perf_counter() - start, 1)
             row = DPSGDRow(
                 data=Path(cfg.data).name,
@@ -166,7 +170,7 @@ def _compute(cfg: Config, images: Images, here: Run) -> list[Row]:
                 epsilon=epsilon(classifier.guarantee, cfg.delta),
                 delta=cfg.delta,
                 neighbours=NAMES[classifier.guarantee.neighbours],
-                notes=classifier.guarantee.notes,
+                notes=noted(classifier.guarantee, secret=cfg.secret_noise).notes,
                 num_private=spec.num_members,
                 num_steps=classifier.num_steps,
                 seconds=seconds,

@@ -37,6 +37,7 @@ from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.data.load import Images, load
 from ppds_jax.generators import ALL, VAE, ClassMean, DPMerf, Independent, Memoriser
 from ppds_jax.harness import config
+from ppds_jax.harness.plots import ten_of_each
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.report import curve_name, write_report
 from ppds_jax.harness.run import Row, Run, plain
@@ -51,6 +52,8 @@ from ppds_jax.pipeline import (
     sampling,
 )
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
+from ppds_jax.privacy.keys import noted
+from ppds_jax.privacy.ledger import by_relation
 from ppds_jax.sampling.balanced import Balanced
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError, Published
 
@@ -77,6 +80,7 @@ class Config:
       delta: of the budget.
       num_resamples: of the bootstrap.
       seed: decides membership, training, noise and attacks.
+      secret_noise: private keys come from the operating system, and are kept nowhere.
     """
 
     data: str = "fashion_mnist_5k"
@@ -98,6 +102,7 @@ class Config:
     delta: float = 1e-5
     num_resamples: int = 200
     seed: int = 0
+    secret_noise: bool = False
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
@@ -205,6 +210,8 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
                 rows.append(plain(row))
                 curves[curve_name(rows[-1])] = np.stack([curve.fpr, curve.tpr])
             done(1)
+    last = {s.name: s.guarantees.classifier for s in subjects}  # covers all before
+    here.note("ledger", by_relation(last, cfg.delta))
     here.save("curves", curves)
     here.save("samples", _pictures(images, shadows, results))
     here.finish(rows)
@@ -269,6 +276,7 @@ def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
         ),
         seed=cfg.seed,
         runtime=runtime,
+        secret=cfg.secret_noise,
     )
 
 
@@ -336,6 +344,7 @@ def _attacked(
         designs[ANEW] = half_design(key, label, cfg.num_shadows)
     for release, seen in result.observations.items():
         guarantee = getattr(subject.guarantees, release)
+        guarantee = noted(guarantee, secret=cfg.secret_noise)
         spent = epsilon(guarantee, cfg.delta)
         for (name, phi), attack in product(seen.phi.items(), ATTACKS):
             audited, population = np.split(phi, [cfg.num_private], axis=1)
@@ -382,12 +391,7 @@ def _pictures(images: Images, shadows: Shadows, results: dict[str, Result]) -> d
         if result.first.images is not None:
             sources[name] = result.first.images[:2]
     return {
-        name: np.stack(
-            [
-                np.resize(x[y == c][:10], (10, *x.shape[1:]))
-                for c in range(images.num_classes)
-            ]
-        )
+        name: ten_of_each(np.asarray(x), np.asarray(y), images.num_classes)
         for name, (x, y) in sources.items()
     }
 

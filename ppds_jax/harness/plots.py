@@ -34,6 +34,12 @@ def sample_grids(samples: dict[str, np.ndarray]) -> bytes:
     return _png(figure)
 
 
+def ten_of_each(image: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """The first ten images of each class, over again where there are fewer."""
+    rows = [image[label == c][:10] for c in range(num_classes)]
+    return np.stack([np.resize(x, (10, *image.shape[1:])) for x in rows])
+
+
 def tradeoff(rows: list[dict[str, Any]]) -> bytes:
     """Accuracy against AUC of the attack, with intervals; one colour a subject."""
     figure = Figure(figsize=(10, 5.2), layout="constrained")

@@ -45,8 +45,6 @@ def headline(row: Row) -> bool:
 
 def write_report(path: Path, rows: list[Row]) -> Path:
     """Writes report.html and its figures into a run directory; returns its path."""
-    env = json.loads((path / "env.json").read_text())
-    config = json.loads((path / "config.json").read_text())
     with (
         np.load(path / "samples.npz") as samples,
         np.load(path / "curves.npz") as curves,
@@ -62,7 +60,7 @@ def write_report(path: Path, rows: list[Row]) -> Path:
             file.write(png)
     target = path / "report.html"
     with replacing(target) as file:
-        file.write(_page(rows, figures, env, config).encode())
+        file.write(_page(path, rows, figures).encode())
     return target.resolve()
 
 
@@ -111,7 +109,10 @@ def _only(rows: list[Row], subject: str) -> Row:
     return next(row for row in rows if row["subject"] == subject)
 
 
-def _page(rows: list[Row], figures: dict[str, bytes], env: Any, config: Any) -> str:
+def _page(path: Path, rows: list[Row], figures: dict[str, bytes]) -> str:
+    env = json.loads((path / "env.json").read_text())
+    config = json.loads((path / "config.json").read_text())
+    ledger = json.loads((path / "ledger.json").read_text())
     first, second = answer(rows)
     row = rows[0]
     released = max(row["num_released"] for row in rows)
@@ -170,6 +171,8 @@ logit for a classifier. The table has every attack.</p>
 <h2>All rows</h2>
 {_table(rows)}
 {_notes(rows)}
+<h2>What publishing the private ones together costs</h2>
+{_together(ledger, rows[0]["delta"])}
 <h2>How this was made</h2>
 {_provenance(env, config)}
 </main></body></html>
@@ -235,6 +238,23 @@ def _table(rows: list[Row]) -> str:
     return _html_table([*head, "notes"], lines)
 
 
+def _together(ledger: list[Row], delta: float) -> str:
+    """The running total of all private subjects, for each neighbour relation."""
+    lines = [
+        f"<tr><td>{html.escape(row['name'])}</td><td>{row['neighbours']}</td>"
+        f"<td class=n>{epsilon_text(row['epsilon'])}</td>"
+        f"<td class=n>{epsilon_text(row['total'])}</td></tr>"
+        for row in ledger
+    ]
+    if not lines:
+        return "<p>No subject promises anything.</p>"
+    return _html_table(["subject", "neighbours", "ε alone", "ε so far"], lines) + (
+        f"<p>One model of each, all its releases counted once, at δ {delta:g}. Totals "
+        "under different relations are different statements, and are not added up. "
+        "Beside a subject without a promise (ε ∞) no total holds.</p>"
+    )
+
+
 def _html_table(head: list[str], lines: list[str]) -> str:
     cells = "".join(f"<th>{name}</th>" for name in head)
     return (
@@ -258,8 +278,8 @@ def _notes(rows: list[Row]) -> str:
     return (
         f"<ol>{notes}</ol><p>ε bounds what the release of one model reveals: it is "
         "(ε, δ)-differentially private under the relation named; ∞ means that nothing "
-        "is promised. It does not cover the choice of this configuration, nor the rows "
-        "of this report taken together. Intervals are 95 %, by resampling models and "
+        "is promised. It does not cover the choice of this configuration, nor several "
+        "rows together (see below). Intervals are 95 %, by resampling models and "
         f"images. The false-positive rate is resolved to {resolution:.1e}. The "
         "accuracy of a generator or of images is that of a classifier trained on them; "
         "± is its standard deviation over models.</p>"

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class Run:
         """Keeps arrays for the report as NAME.npz."""
         with replacing(self.path / f"{name}.npz") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+    def note(self, name: str, records: Sequence[Any]) -> None:
+        """Keeps NamedTuples for the report as NAME.json."""
+        rows = [item._asdict() for item in records]
+        write_json(self.path / f"{name}.json", config.as_json(rows))
 
     def finish(self, rows: list[Row]) -> None:
         """Writes rows.csv, then rows.jsonl: from then on the run is done."""

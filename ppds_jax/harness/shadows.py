@@ -20,6 +20,7 @@ from ppds_jax.attacks.observe import Look, Observation, Questions
 from ppds_jax.harness import config
 from ppds_jax.harness.store import Store, complete
 from ppds_jax.pipeline import Stage, run_stages
+from ppds_jax.privacy.keys import secret_key
 from ppds_jax.types import Dataset, Published, PyTree
 
 
@@ -51,6 +52,8 @@ class Shadows:
       questions: the images on which every model is asked.
       seed: of row m's key, fold_in(key(seed), m).
       runtime: how to run.
+      secret: whether rows are trained with keys from the operating system instead, of
+        which none is stored; what the attacker does follows from the seed all the same.
     """
 
     data: Dataset
@@ -58,6 +61,7 @@ class Shadows:
     questions: Questions
     seed: int
     runtime: config.Runtime
+    secret: bool = False
 
     def run(self, subject: Subject, done: Callable[[int], None]) -> Result:
         """Trains and observes what is not on disk yet; `done` counts finished work.
@@ -88,7 +92,7 @@ class Shadows:
         arrays = [np.asarray(x) for x in (self.data.image, self.data.label, first)]
         identity = config.identity(
             subject.config,
-            self.seed,
+            (self.seed, self.secret),
             config.code("attacks", "metrics", "harness"),
             *arrays,
         )
@@ -100,7 +104,10 @@ class Shadows:
 
         def compute(rows: list[int]) -> PyTree:
             published = Published()
-            keys, member = self._keys(rows), self.member[np.array(rows)]
+            keys = self._keys(rows)
+            if self.secret:
+                keys = jnp.stack([secret_key() for _ in rows])
+            member = self.member[np.array(rows)]
             for i, stage in enumerate(subject.stages):
                 run = _mapped_stage(stage.run, self.runtime.mode)
                 shared = (self.data.image, self.data.label, stage.public, i)

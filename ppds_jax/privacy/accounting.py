@@ -127,6 +127,12 @@ def sampling_rate(event: DpEvent) -> float:
     return float(getattr(event, "sampling_probability", 1.0))
 
 
+def promises(guarantee: Guarantee) -> bool:
+    """Whether it is about private data at all, and bounds what they reveal."""
+    free = isinstance(guarantee.event, dp_accounting.NoOpDpEvent)
+    return not free and not _is_void(guarantee.event)
+
+
 def _is_void(event: DpEvent) -> bool:
     return isinstance(event, dp_accounting.NonPrivateDpEvent)
 

@@ -179,9 +179,12 @@ def sampling(s: Subject) -> str:
                 each = stage.replay(
                     [x.released for x in found], args[0], change, *args[2:]
                 )
-                for run, access in zip(runs, each, strict=True):
+                for run, access, (mechanism, _) in zip(
+                    runs, each, step.mechanisms, strict=True
+                ):
                     x = np.asarray(access.statistic).reshape(len(members) + 1, -1)
-                    run.append((x[1:] != x[:1]).any(1))
+                    far = np.linalg.norm(x[1:] - x[:1], axis=1)
+                    run.append(far > 1e-4 * mechanism.sensitivity)  # not by rounding
         for whole, run in zip(drawn, runs, strict=True):
             whole.append(run)
     for (mechanism, times), batches in zip(step.mechanisms, drawn, strict=True):
