@@ -14,7 +14,7 @@ drawn anew reads 0.5. It prints the path of an HTML report.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +25,9 @@ import numpy as np
 
 from ppds_jax import devices
 from ppds_jax.attacks.game import half_design
-from ppds_jax.attacks.observe import (
-    Questions,
-    classifier_observer,
-    images_observer,
-    more_samples,
-)
-from ppds_jax.attacks.score import ATTACKS
+from ppds_jax.attacks.guards import check_duplicates, check_population
+from ppds_jax.attacks.observe import Questions
+from ppds_jax.attacks.score import ATTACKS, Case, score_all
 from ppds_jax.attacks.signals import SIGNALS
 from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.data.load import Images, load
@@ -42,22 +38,18 @@ from ppds_jax.harness.progress import progress
 from ppds_jax.harness.report import curve_name, write_report
 from ppds_jax.harness.run import Row, Run, plain
 from ppds_jax.harness.shadows import Result, Shadows, Subject
+from ppds_jax.harness.subjects import Attacker, Pipelines, split
 from ppds_jax.metrics.leakage import Leakage, leakage
 from ppds_jax.metrics.roc import Roc, roc
-from ppds_jax.pipeline import (
-    check_generator,
-    classification,
-    generation,
-    guarantees,
-    sampling,
-)
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.keys import noted
 from ppds_jax.privacy.ledger import by_relation
 from ppds_jax.sampling.balanced import Balanced
-from ppds_jax.types import Budget, Dataset, DataSpec, InputError, Published
+from ppds_jax.types import Budget, Dataset, DataSpec, InputError
 
 FPR = 0.01
+SIGNALS_READ = {"of_logits": ("logit",), "of_images": ("nearest",)}
+CALIBRATIONS = ("lira", "rmia")  # the others are in `experiments.shadow_mia`
 REAL, DP = "real_classifier", "dp_classifier"  # releases without a generator
 
 
@@ -221,7 +213,6 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
 def _check(cfg: Config, images: Images) -> None:
     """Refuses what would fail later, by the name of the field."""
     check_budget(Budget(cfg.epsilon, cfg.delta))
-    wanted = cfg.num_private + cfg.num_population
     if cfg.num_private < 4 * images.num_classes or cfg.num_private % 2:
         raise InputError(
             f"num_private={cfg.num_private}: must be even, and at least 4 for each of "
@@ -229,11 +220,6 @@ def _check(cfg: Config, images: Images) -> None:
         )
     if cfg.num_population < 1:
         raise InputError(f"num_population={cfg.num_population}: must be at least 1")
-    if wanted > len(images.x_train):
-        raise InputError(
-            f"num_private={cfg.num_private} and num_population={cfg.num_population}: "
-            f"{cfg.data} has only {len(images.x_train)} training images"
-        )
     if cfg.num_shadows < 4 or cfg.num_shadows % 2:
         raise InputError(f"num_shadows={cfg.num_shadows}: must be even and at least 4")
     if not 0 <= cfg.seed < 2**31:
@@ -249,9 +235,10 @@ def _check(cfg: Config, images: Images) -> None:
 def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
     """Chooses the private and the population images, and who is in which model."""
     split_key, member_key = jax.random.split(jax.random.key(cfg.seed))
-    order = np.asarray(jax.random.permutation(split_key, len(images.x_train)))
-    private = order[: cfg.num_private]
-    asked = order[: cfg.num_private + cfg.num_population]
+    private, population, _ = split(
+        split_key, images, cfg.num_private, cfg.num_population
+    )
+    asked = np.append(private, population)
     label = images.y_train[private]
     count = np.bincount(label, minlength=images.num_classes)
     if count.min() < 2:
@@ -261,6 +248,8 @@ def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
             "more images"
         )
     member = half_design(member_key, label, cfg.num_shadows)
+    check_population(images.x_train[private], images.x_train[population])
+    check_duplicates(images.x_train[private], member)
     return Shadows(
         data=Dataset(
             jnp.asarray(images.x_train[private]),
@@ -285,46 +274,13 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     members = cfg.num_private // 2
     spec = DataSpec(images.x_train.shape[1:], images.num_classes, members)
     budget = Budget(cfg.epsilon, cfg.delta)
-    sampler = cfg.sampler.make(spec)
-    released = cfg.sampler.num_images or members
-    more = replace(cfg.sampler, num_images=cfg.more_samples * released).make(spec)
-    classifier = cfg.classifier.make(replace(spec, num_members=released), budget)
-    real = cfg.classifier.make(spec, budget)
-    private = cfg.dp_classifier.make(spec, budget)
-    # one of each, so that all pipelines share the compiled program
-    classify, look = classification(classifier), classifier_observer(classifier)
-    look_at_images = images_observer(classifier)
+    attacker = Attacker(cfg.more_samples, **SIGNALS_READ)
+    pipelines = Pipelines(cfg.sampler, cfg.classifier, spec, budget, attacker)
+    subjects = [pipelines.of_classifier(REAL, cfg.classifier)]
+    subjects.append(pipelines.of_classifier(DP, cfg.dp_classifier))
     done(2)
-    subjects = [
-        Subject(
-            name,
-            (method, spec, budget),
-            (classification(made),),
-            Published(classifier=(classifier_observer(made),)),
-            guarantees(None, None, made),
-        )
-        for name, method, made in (
-            (REAL, cfg.classifier, real),
-            (DP, cfg.dp_classifier, private),
-        )
-    ]
     for name, method in zip(config.names(cfg.generators), cfg.generators, strict=True):
-        generator = method.make(spec, budget)
-        check_generator(name, generator, spec)
-        subjects.append(
-            Subject(
-                name,
-                (method, cfg.sampler, cfg.classifier, spec, budget),
-                (generation(generator), sampling(generator, sampler), classify),
-                Published(
-                    (more_samples(generator, more), look_at_images),
-                    (look_at_images,),
-                    (look,),
-                ),
-                guarantees(generator, sampler, classifier),
-                attacker=cfg.more_samples,
-            )
-        )
+        subjects.append(pipelines.of_generator(name, method))
         done(1)
     return subjects
 
@@ -346,10 +302,11 @@ def _attacked(
         guarantee = getattr(subject.guarantees, release)
         guarantee = noted(guarantee, secret=cfg.secret_noise)
         spent = epsilon(guarantee, cfg.delta)
-        for (name, phi), attack in product(seen.phi.items(), ATTACKS):
+        for (name, phi), attack in product(seen.phi.items(), CALIBRATIONS):
             audited, population = np.split(phi, [cfg.num_private], axis=1)
             for control, member in designs.items():
-                score = attack.score(audited, member, population, SIGNALS[name])
+                case = Case(SIGNALS[name], audited, member, population)
+                score = score_all(ATTACKS[attack], case)
                 leaked = leakage(
                     score, member, fpr=FPR, num_resamples=cfg.num_resamples
                 )
@@ -359,7 +316,7 @@ def _attacked(
                     subject=subject.name,
                     release=release,
                     signal=name,
-                    attack=attack.name,
+                    attack=attack,
                     control=control,
                     accuracy=float(seen.accuracy.mean()),
                     accuracy_std=float(seen.accuracy.std()),
@@ -377,7 +334,7 @@ def _attacked(
 
 
 def _released(result: Result) -> int:
-    images = result.first.images
+    images = result.published(0).images
     return 0 if images is None else len(images.label)
 
 
@@ -388,8 +345,8 @@ def _pictures(images: Images, shadows: Shadows, results: dict[str, Result]) -> d
         "private images": (shadows.data.image[member], shadows.data.label[member])
     }
     for name, result in results.items():
-        if result.first.images is not None:
-            sources[name] = result.first.images[:2]
+        if result.published(0).images is not None:
+            sources[name] = result.published(0).images[:2]
     return {
         name: ten_of_each(np.asarray(x), np.asarray(y), images.num_classes)
         for name, (x, y) in sources.items()

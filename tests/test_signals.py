@@ -5,15 +5,19 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from ppds_jax.attacks.image_signals import k_nearest
 from ppds_jax.attacks.signals import (
     SIGNALS,
     hinge,
     minus_loss,
-    nearest,
     probability,
     scaled_logit,
 )
 from ppds_jax.types import Synthetic
+
+
+def nearest(synthetic, image, label):
+    return k_nearest(synthetic, image, label, k=1)[:, 0]
 
 
 def log_odds(logits, label):
@@ -101,7 +105,7 @@ def test_nearest_of_copies_is_zero():
 
 RANGES = {  # where a signal does not lie anywhere below 0
     "nearest": (-1, 0),
-    "k_nearest": (-1, 0),
+    "nearest_in_pca": (-1, 0),
     "gan_leaks": (-1, 0),
     "gan_leaks_calibrated": (-1, 1),
     "probability": (1e-6, 1),

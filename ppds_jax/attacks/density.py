@@ -1,12 +1,13 @@
 """A released set's density at an image, against the density of its kind. JAX, pure."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from ppds_jax.attacks.image_signals import Embed, squares
+from ppds_jax.attacks.image_signals import BLOCK, Embed, Reader, squares
 from ppds_jax.data.batches import decode, in_blocks
 from ppds_jax.types import InputError, Synthetic
 
@@ -19,7 +20,7 @@ def log_density_ratio(
     image: Float[Array, "n h w c"],
     *,
     embed: Embed,
-) -> Float[Array, " n"]:
+) -> Float[Array, "n 1"]:
     """log p_S(x) - log p_ref(x): where the generator has more mass than it should.
 
     Both are kernel densities in the embedding; see `log_density`.
@@ -37,6 +38,18 @@ def log_density_ratio(
     Attacks against Synthetic Data through Overfitting Detection, 2023, arXiv
     2302.12580.
     """
+    read = log_density_ratio_reader(synthetic, reference, embed=embed)
+    return in_blocks(lambda x: read(x, None), image, size=BLOCK)
+
+
+def log_density_ratio_reader(
+    synthetic: Synthetic, reference: UInt8[Array, "r h w c"], *, embed: Embed
+) -> Reader:
+    """`log_density_ratio` of one block.
+
+    Raises:
+      InputError: as there.
+    """
     points = [embed(decode(x)) for x in (synthetic.image, reference)]
     if points[0].shape[1] > MOST_DIMENSIONS:
         raise InputError(
@@ -46,12 +59,13 @@ def log_density_ratio(
     weights = (synthetic.weight, jnp.ones(len(reference)))
     densities = [log_density(p, w) for p, w in zip(points, weights, strict=True)]
 
-    def block(image):
+    def read(image, label):
+        del label
         x = embed(image)
         ours, public = (density(x) for density in densities)
-        return ours - public
+        return (ours - public)[:, None]
 
-    return in_blocks(block, image, size=250)
+    return read
 
 
 def log_density(
@@ -81,7 +95,18 @@ def log_density(
     return density
 
 
-def principal_components(image: Float[Array, "r h w c"], dims: int) -> Embed:
+class Components(NamedTuple):
+    """An embedding into principal components: arrays, and a function of images."""
+
+    mean: Float[Array, " p"]
+    axes: Float[Array, "d p"]
+
+    def __call__(self, image: Float[Array, "m h w c"]) -> Float[Array, "m d"]:
+        rows = image.reshape(len(image), -1) - self.mean[None]
+        return jnp.matmul(rows, self.axes.T, precision="highest")
+
+
+def principal_components(image: Float[Array, "r h w c"], dims: int) -> Components:
     """An embedding: the leading principal components of public images.
 
     Raises:
@@ -90,12 +115,6 @@ def principal_components(image: Float[Array, "r h w c"], dims: int) -> Embed:
     rows = image.reshape(len(image), -1)
     if not 1 <= dims <= min(rows.shape):
         raise InputError(f"dims={dims}: must lie in 1 to {min(rows.shape)}")
-    mean = rows.mean(0, keepdims=True)
-    axes = jnp.linalg.svd(rows - mean, full_matrices=False)[2][:dims]
-
-    def embed(image):
-        return jnp.matmul(
-            image.reshape(len(image), -1) - mean, axes.T, precision="highest"
-        )
-
-    return embed
+    mean = rows.mean(0)
+    axes = jnp.linalg.svd(rows - mean[None], full_matrices=False)[2][:dims]
+    return Components(mean, axes)

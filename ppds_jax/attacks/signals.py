@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from ppds_jax.data.batches import decode, in_blocks
-from ppds_jax.types import Synthetic
-
 
 def scaled_logit(
     logits: Float[Array, "n classes"], label: Int32[Array, " n"]
@@ -51,26 +48,12 @@ def probability(
     return jax.nn.sigmoid(scaled_logit(logits, label))
 
 
-def nearest(
-    synthetic: Synthetic, image: Float[Array, "n h w c"], label: Int32[Array, " n"]
-) -> Float[Array, " n"]:
-    """Minus the distance to the nearest released image of the same label.
-
-    Euclidean, in units of the largest distance possible, sqrt(h w c); -1 where no
-    image of the label was released. Computed in float32, to about 1e-3.
-    """
-    pixels = image[0].size
-    points = decode(synthetic.image).reshape(-1, pixels)
-    squares = (points**2).sum(1)
-
-    def block(image, label):
-        x = image.reshape(-1, pixels)
-        cross = jnp.matmul(x, points.T, precision="highest")
-        square = (x**2).sum(1, keepdims=True) - 2 * cross + squares[None]
-        same = (label[:, None] == synthetic.label[None]) & (synthetic.weight > 0)[None]
-        return jnp.where(same, jnp.maximum(square, 0) / pixels, 1.0).min(1)
-
-    return -jnp.sqrt(in_blocks(block, image, label, size=250))
+OF_LOGITS = {
+    "logit": scaled_logit,
+    "hinge": hinge,
+    "minus_loss": minus_loss,
+    "probability": probability,
+}
 
 
 class Signal(NamedTuple):
@@ -99,10 +82,11 @@ SIGNALS = {
         Signal("minus_loss", lambda phi: np.exp(np.asarray(phi, np.float64))),
         Signal("probability", lambda phi: np.asarray(phi, np.float64)),
         Signal("nearest", _of_distance),
-        Signal("k_nearest", _of_distance),
+        Signal("nearest_in_pca", _of_distance),
         Signal("gan_leaks", _of_distance),
         Signal("gan_leaks_calibrated", _sigmoid),
         Signal("log_density_ratio", _sigmoid),
         Signal("neighbourhood", lambda phi: (1 + np.asarray(phi, np.float64)) / 2),
+        Signal("elbo", _sigmoid),
     )
 }

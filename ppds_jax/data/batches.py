@@ -43,7 +43,11 @@ def blocks(rows: PyTree, size: int = 500) -> PyTree:
     return jax.tree.map(split, rows)
 
 
-def in_blocks(fn: Callable[..., Array], *rows: Array, size: int = 500) -> Array:
+def in_blocks(fn: Callable[..., PyTree], *rows: Array, size: int = 500) -> PyTree:
     """`fn(*rows)`, computed for `size` rows at a time to bound memory."""
+
+    def join(x):
+        return x.reshape(-1, *x.shape[2:])[: rows[0].shape[0]]
+
     out = jax.lax.map(lambda block: fn(*block), blocks(rows, size))
-    return out.reshape(-1, *out.shape[2:])[: rows[0].shape[0]]
+    return jax.tree.map(join, out)

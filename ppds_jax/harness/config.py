@@ -90,12 +90,13 @@ def _sources(value: Any) -> Iterable[Path]:
 
 
 def code(*excluded: str) -> str:
-    """A hash of this package's source, without the named sub-packages."""
+    """A hash of this package's source, without the named sub-packages and files."""
     root = Path(inspect.getfile(ppds_jax)).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in excluded:
-            digest.update(path.relative_to(root).as_posix().encode())
+        place = path.relative_to(root)
+        if place.parts[0] not in excluded and place.as_posix() not in excluded:
+            digest.update(place.as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -30,7 +30,9 @@ class Subject(NamedTuple):
     name: str
     config: Any  # whatever decides its results: part of its rows' identity
     stages: tuple[Stage, ...]
-    observers: Published  # for each release a tuple of Looks, the last an Observer
+    observers: (
+        Published  # for each release some views: tuples of Looks, an Observer last
+    )
     guarantees: Published  # a Guarantee for each release, or None
     attacker: Any = None  # whatever else decides what the attacker sees
 
@@ -39,7 +41,7 @@ class Result(NamedTuple):
     """Of one subject: the observations of each release, stacked over models."""
 
     observations: dict[str, Observation]  # NumPy arrays with a leading axis of models
-    first: Published  # what the first model published
+    published: Callable[[int], Published]  # what a model published
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,20 @@ class Shadows:
         )
         load = functools.partial(trained.load, like=published)
         observations = {
-            release: self._observe(subject, release, looks, load, done)
-            for release, looks in releases.items()
+            release: _merged(
+                [
+                    self._observe(subject, release, i, looks, load, done)
+                    for i, looks in enumerate(views)
+                ]
+            )
+            for release, views in releases.items()
         }
-        return Result(observations, load(0))
+        return Result(observations, load)
 
     def cost(self, subject: Subject) -> int:
-        """Units of work: one for each model and stage or observer."""
-        return len(self.member) * (1 + len(_present(subject.observers)))
+        """Units of work: one for each model's training, and one for each view of it."""
+        views = sum(map(len, _present(subject.observers).values()))
+        return len(self.member) * (1 + views)
 
     def _folder(self, subject: Subject) -> str:
         """Named after all that decides the subject's rows: never another's."""
@@ -119,11 +127,17 @@ class Shadows:
         return store
 
     def _observe(
-        self, subject: Subject, release: str, looks: tuple[Look, ...], load, done
+        self,
+        subject: Subject,
+        release: str,
+        view: int,
+        looks: tuple[Look, ...],
+        load,
+        done,
     ) -> Observation:
-        questions = [np.asarray(x) for x in self.questions]
+        questions = [np.asarray(x) for x in jax.tree.leaves(self.questions)]
         seen = config.identity(
-            release, subject.attacker, config.code("metrics", "harness"), *questions
+            (release, view), subject.attacker, config.code(*_ON_PHI), *questions
         )
         path = self.runtime.work_dir / "observed" / self._folder(subject)
         store = Store(path / f"{release}-{seen}")
@@ -163,6 +177,20 @@ def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None
                 f"{subject.name}, {release}: model {model} is not finite; its training "
                 "diverged: try a lower learning rate"
             )
+
+
+# What works on observations only: a change there observes nothing anew.
+_ON_PHI = (
+    "audit baselines canaries game guards lira rmia score shrunk sides vulnerability"
+)
+_ON_PHI = ("metrics", "harness", *(f"attacks/{name}.py" for name in _ON_PHI.split()))
+
+
+def _merged(views: list[Observation]) -> Observation:
+    """One release's signals, and the accuracy of the first view that tells one."""
+    phi = {name: x for view in views for name, x in view.phi.items()}
+    accuracy = [view.accuracy for view in views if view.accuracy is not None]
+    return Observation(phi, accuracy[0])
 
 
 _ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with it
