@@ -33,6 +33,7 @@ from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.data.load import Images, load
 from ppds_jax.generators import ALL, VAE, ClassMean, DPMerf, Independent, Memoriser
 from ppds_jax.harness import config
+from ppds_jax.harness.controls import ANEW, INDEPENDENT, MEMORISER
 from ppds_jax.harness.plots import ten_of_each
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.report import curve_name, write_report
@@ -285,8 +286,7 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     return subjects
 
 
-CONTROLS = {Memoriser: "returns its members", Independent: "ignores the data"}
-ANEW = "membership drawn anew"
+CONTROLS = {Memoriser: MEMORISER, Independent: INDEPENDENT}
 
 
 def _attacked(

@@ -66,7 +66,8 @@ class Signal(NamedTuple):
     probability: Callable[[np.ndarray], np.ndarray]
 
 
-def _sigmoid(phi: np.ndarray) -> np.ndarray:
+def of_logit(phi: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-phi)): how a signal without a scale of its own is read."""
     return np.exp(-np.logaddexp(0, -np.asarray(phi, np.float64)))
 
 
@@ -77,16 +78,16 @@ def _of_distance(phi: np.ndarray) -> np.ndarray:
 SIGNALS = {
     signal.name: signal
     for signal in (
-        Signal("logit", _sigmoid),
-        Signal("hinge", _sigmoid),
+        Signal("logit", of_logit),
+        Signal("hinge", of_logit),
         Signal("minus_loss", lambda phi: np.exp(np.asarray(phi, np.float64))),
         Signal("probability", lambda phi: np.asarray(phi, np.float64)),
         Signal("nearest", _of_distance),
         Signal("nearest_in_pca", _of_distance),
         Signal("gan_leaks", _of_distance),
-        Signal("gan_leaks_calibrated", _sigmoid),
-        Signal("log_density_ratio", _sigmoid),
+        Signal("gan_leaks_calibrated", of_logit),
+        Signal("log_density_ratio", of_logit),
         Signal("neighbourhood", lambda phi: (1 + np.asarray(phi, np.float64)) / 2),
-        Signal("elbo", _sigmoid),
+        Signal("elbo", of_logit),
     )
 }

@@ -94,6 +94,42 @@ def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
     return _png(figure)
 
 
+def neighbour_sheet(
+    title: str, image: np.ndarray, score: np.ndarray, neighbours: np.ndarray
+) -> bytes:
+    """A row for each image [k h w c]: it, and its neighbours [k 2 n h w c] of two sides.
+
+    `score` [k] stands beside the images.
+    """
+    count, wide = len(image), neighbours.shape[2]
+    figure = Figure(figsize=(0.62 * (2 * wide + 3), 0.62 * count + 0.6))
+    grid = figure.add_gridspec(
+        count, 2 * wide + 3, wspace=0.05, hspace=0.05, left=0.01, right=0.99,
+        top=0.9, bottom=0.01,
+    )  # fmt: skip
+    for i in range(count):
+        cells = [(1, image[i])]
+        for side in (0, 1):
+            first = 2 + side * (wide + 1)
+            cells += [(first + j, neighbours[i, side, j]) for j in range(wide)]
+        for column, picture in cells:
+            axes = figure.add_subplot(grid[i, column])
+            axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axes.axis("off")
+        axes = figure.add_subplot(grid[i, 0])
+        axes.text(0.9, 0.5, f"{score[i]:.2f}", ha="right", va="center", fontsize=9)
+        axes.axis("off")
+    place = lambda column: (column + 0.5) / (2 * wide + 3)
+    for column, text in (
+        (0.4, "d′"),
+        (1, "private"),
+        (2 + (wide - 1) / 2, "released with it"),
+        (3 + wide + (wide - 1) / 2, "released without it"),
+    ):
+        figure.text(place(column), 0.94, text, ha="center", fontsize=9)
+    return _png(figure)
+
+
 def audit_bounds(rows: list[dict[str, Any]]) -> bytes:
     """Lower bounds on epsilon, a point a seed, beside the claim: a panel a method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))

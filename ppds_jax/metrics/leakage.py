@@ -17,6 +17,8 @@ class Leakage:
       auc: the probability that a member scores above a non-member.
       tpr: the true-positive rate at a false-positive rate <= `fpr`.
       fpr_resolution: 1 / (non-members of all target models together).
+      resolved: whether at least 10 non-members are within `fpr`; the TPR rests on too
+        few of them otherwise.
     """
 
     auc: float
@@ -27,6 +29,7 @@ class Leakage:
     tpr_high: float
     fpr: float
     fpr_resolution: float
+    resolved: bool
 
 
 def leakage(
@@ -62,4 +65,5 @@ def leakage(
         tpr_high=tpr_high,
         fpr=fpr,
         fpr_resolution=1 / float(np.sum(~member)),
+        resolved=bool(fpr * np.sum(~member) >= 10),
     )
