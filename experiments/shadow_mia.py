@@ -151,6 +151,7 @@ PRESETS: dict[str, tuple[str, Any]] = {
             controls=False,
             num_targets=32,
             num_private=3000,
+            num_population=800,
             num_reference=100,
         ),
     ),

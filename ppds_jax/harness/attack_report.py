@@ -168,9 +168,9 @@ def _reading(rows: list[Row]) -> str:
         "<p>★ chosen on shadow models, as are all settings and thresholds. † fewer "
         "than 10 non-members are within that rate: read the next column. "
         "Intervals are 95 %, by resampling targets and images. PPV: the share of "
-        "members among the images called so, if 1, 10 or 50 % of all were members, at a "
-        "threshold that lets 1 % of the shadows' non-members pass. The false-positive "
-        f"rate is resolved to {low:.1e} at best.</p>"
+        "members among the images called so, if 1, 10 or 50 % of all were members, at "
+        "a threshold that lets 1 % of the shadows' non-members pass. The "
+        f"false-positive rate is resolved to {low:.1e} at best.</p>"
     )
 
 
@@ -192,9 +192,10 @@ def _claims(chosen: list[Row]) -> str:
         return ""
     head = ["subject", "release", "ε of a Gaussian with this AUC", "ε promised", ""]
     return html_table(head, lines) + (
-        "<p>An estimate for average images and this attack, and no bound: "
-        "<code>python -m experiments.audit</code> bounds the ε of the worst record from "
-        "below, and shows that a mechanism without its noise is caught.</p>"
+        "<p>At the low end of the AUC's interval, for average images and this attack, "
+        "and no bound: <code>python -m experiments.audit</code> bounds the ε of the "
+        "worst record from below, and shows that a mechanism without its noise is "
+        "caught.</p>"
     )
 
 

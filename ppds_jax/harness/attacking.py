@@ -4,9 +4,10 @@ The way: `Evidence` -> every `Case` with every attack -> `choose` on shadow mode
 scores of the targets -> rates and intervals -> rows.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from scipy.stats import norm
 from ppds_jax.attacks.game import Pool, half_design, target_pool
 from ppds_jax.attacks.score import ATTACKS, Attack, Case, Choice, choose, score_targets
 from ppds_jax.harness.controls import ANEW
-from ppds_jax.harness.evidence import Evidence, Release
+from ppds_jax.harness.evidence import Evidence
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, plain
 from ppds_jax.metrics.leakage import Leakage, leakage
@@ -41,8 +42,8 @@ class MiaRow(Leakage):
     `setting`, `auc_on_shadows`, `chosen` (the release's best attack) and all thresholds
     come from shadow models. `ppv_1`: the share of members among images called so, if 1
     % of all were. `accuracy` is on real test images, the mean over models.
-    `epsilon_estimate` is that of a Gaussian release whose best attack has this AUC: an
-    estimate for average images and this attack, and no bound.
+    `epsilon_estimate` is that of a Gaussian release whose best attack has the AUC at the
+    low end of the interval: for average images and this attack, and no bound.
     """
 
     data: str
@@ -99,23 +100,11 @@ def attack_all(
         ThreadPoolExecutor(len(ATTACKS)) as threads,
     ):
         for release in evidence.releases:
-            tried = list(
-                threads.map(
-                    lambda pair: _try(*pair, pool),
-                    (
-                        (named, attack)
-                        for named in evidence.cases(release)
-                        for attack in ATTACKS.values()
-                    ),
-                )
-            )
+            work = product(evidence.cases(release), ATTACKS.values())
+            tried = list(threads.map(lambda pair: _try(*pair, pool), work))
             best = max(tried, key=lambda one: one.choice.auc)
-            found = threads.map(
-                lambda one: list(
-                    _rows(evidence, release, one, best, pool, fpr, num_resamples)
-                ),
-                tried,
-            )
+            settings = evidence, release, best, pool, fpr, num_resamples
+            found = list(threads.map(partial(_rows, settings), tried))
             for row, curve in (pair for pairs in found for pair in pairs):
                 rows.append(plain(row))
                 if curve is not None:
@@ -132,16 +121,10 @@ def _try(named: tuple[str, Case], attack: Attack, pool: Pool) -> Tried:
     return Tried(name, attack, case, choice, score)
 
 
-def _rows(
-    evidence: Evidence,
-    release: Release,
-    one: Tried,
-    best: Tried,
-    pool: Pool,
-    fpr: float,
-    num_resamples: int,
-) -> Iterator[tuple[MiaRow, Any]]:
+def _rows(settings: tuple, one: Tried) -> list[tuple[MiaRow, Any]]:
     """One attack's row for each kind of image; of the best attack also its curve."""
+    evidence, release, best, pool, fpr, num_resamples = settings
+    rows = []
     kinds = evidence.audited.kind
     designs = [("", one.case.member, one, kind) for kind in ("all", *np.unique(kinds))]
     designs = designs[: 1 if (kinds == "").all() else None]
@@ -162,7 +145,7 @@ def _rows(
         one_percent, ten_percent, half = (None if x != x else x for x in shares)
         estimate = None
         if one is best and not control:
-            estimate = _epsilon_of(leaked.auc, evidence.facts["delta"])
+            estimate = _epsilon_of(leaked.auc_low, evidence.facts["delta"])
         row = MiaRow(
             **asdict(leaked),
             subject=release.subject,
@@ -193,7 +176,9 @@ def _rows(
             },
             num_members=evidence.facts["num_members"],
         )
-        yield row, roc(score, inside) if one is best and not control else None
+        shown = one is best and not control
+        rows.append((row, roc(score, inside) if shown else None))
+    return rows
 
 
 def _anew(evidence: Evidence) -> np.ndarray:

@@ -97,7 +97,7 @@ def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
 def neighbour_sheet(
     title: str, image: np.ndarray, score: np.ndarray, neighbours: np.ndarray
 ) -> bytes:
-    """A row for each image [k h w c]: it, and its neighbours [k 2 n h w c] of two sides.
+    """A row for each image [k h w c], with neighbours [k 2 n h w c] of two sides.
 
     `score` [k] stands beside the images.
     """
