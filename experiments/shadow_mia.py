@@ -193,8 +193,9 @@ def run(cfg: Config | Again, runtime: config.Runtime | None = None) -> list[Row]
             devices.prepare()
             _observe(cfg, images, here, runtime, evidence)
         here.start()
-        settings = {"fpr": cfg.fpr, "num_resamples": cfg.num_resamples}
-        rows, curves = attack_all(Evidence(evidence), **settings)
+        rows, curves = attack_all(
+            Evidence(evidence), fpr=cfg.fpr, num_resamples=cfg.num_resamples
+        )
         here.save("curves", curves)
         here.finish(rows)
     print(write_attack_report(here.path, rows, Evidence(evidence)))
@@ -331,7 +332,7 @@ def _observe(
                     NAMES[guarantee.neighbours],
                     guarantee.notes,
                 )
-                releases[said] = seen.accuracy, seen.phi
+                releases[said] = np.asarray(seen.accuracy), seen.phi
             first = [result.published(model).images for model in (0, 1)]
             if first[0] is not None:
                 released[subject.name] = Released(

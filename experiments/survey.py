@@ -49,7 +49,6 @@ from ppds_jax.sampling.balanced import Balanced
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError
 
 FPR = 0.01
-SIGNALS_READ = {"of_logits": ("logit",), "of_images": ("nearest",)}
 CALIBRATIONS = ("lira", "rmia")  # the others are in `experiments.shadow_mia`
 REAL, DP = "real_classifier", "dp_classifier"  # releases without a generator
 
@@ -275,7 +274,7 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     members = cfg.num_private // 2
     spec = DataSpec(images.x_train.shape[1:], images.num_classes, members)
     budget = Budget(cfg.epsilon, cfg.delta)
-    attacker = Attacker(cfg.more_samples, **SIGNALS_READ)
+    attacker = Attacker(cfg.more_samples, of_logits=("logit",), of_images=("nearest",))
     pipelines = Pipelines(cfg.sampler, cfg.classifier, spec, budget, attacker)
     subjects = [pipelines.of_classifier(REAL, cfg.classifier)]
     subjects.append(pipelines.of_classifier(DP, cfg.dp_classifier))
@@ -318,8 +317,8 @@ def _attacked(
                     signal=name,
                     attack=attack,
                     control=control,
-                    accuracy=float(seen.accuracy.mean()),
-                    accuracy_std=float(seen.accuracy.std()),
+                    accuracy=float(np.mean(seen.accuracy)),
+                    accuracy_std=float(np.std(seen.accuracy)),
                     epsilon=spent,
                     delta=cfg.delta,
                     neighbours=NAMES[guarantee.neighbours],

@@ -18,7 +18,7 @@ from ppds_jax.data.batches import decode, in_blocks
 from ppds_jax.types import InputError, Synthetic
 
 Embed = Callable[[Float[Array, "m h w c"]], Float[Array, "m d"]]
-Reader = Callable[[Float[Array, "m h w c"], Int32[Array, " m"]], Float[Array, "m q"]]
+Reader = Callable[..., Float[Array, "m q"]]  # of image [m h w c] and label [m]
 BLOCK = 250  # images whose distances to all that were released are held at once
 
 

@@ -7,7 +7,7 @@ comes before the last look has the same form, and yields the next artefact.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +73,12 @@ class Questions(NamedTuple):
     label: Int32[Array, " n"]
     test_image: UInt8[Array, "t h w c"]
     test_label: Int32[Array, " t"]
-    known: Known | None = None  # needed by some of `OF_IMAGES`
+    known: Any = None  # what `known` makes; needed by some of `OF_IMAGES`
 
 
 class Observation(NamedTuple):
     phi: dict[str, Float[Array, "n q"]]  # by signal
-    accuracy: Float[Array, ""] | None  # on the test images, in [0, 1], if it was tried
+    accuracy: Any  # float32 [], on the test images, in [0, 1]; None if not tried
 
 
 Look = Callable[[Key, PyTree, Questions], PyTree]
@@ -146,7 +146,7 @@ def classifier_observer(
     return observe
 
 
-ImageReader = Callable[[Synthetic, Known | None], Reader]
+ImageReader = Callable[[Synthetic, Any], Reader]  # of `Questions.known`
 OF_IMAGES: dict[str, ImageReader] = {
     "nearest": lambda s, known: k_nearest_reader(s, k=1),
     "nearest_in_pca": lambda s, known: k_nearest_reader(s, k=3, embed=known.components),

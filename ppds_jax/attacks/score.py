@@ -5,7 +5,7 @@ attack's settings on references as if they were targets -> `score_targets` attac
 targets with the setting that did best there. Host, float64.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from ppds_jax.attacks.lira import lira
 from ppds_jax.attacks.rmia import rmia, rmia_ratio
 from ppds_jax.attacks.signals import Signal
 from ppds_jax.metrics.roc import auc
+from ppds_jax.types import InputError
 
 
 class Case(NamedTuple):
@@ -56,8 +57,11 @@ def _attack_p(case: Case, phi, shadows, member, population, _) -> Array:
 
 
 def _quantile_regression(case: Case, phi, shadows, member, population, _) -> Array:
-    features = case.feature, case.population_feature
-    return baselines.quantile_regression(phi, features[0], population, features[1])
+    if case.feature is None or case.population_feature is None:
+        raise InputError("feature, population_feature: quantile regression needs them")
+    return baselines.quantile_regression(
+        phi, case.feature, population, case.population_feature
+    )
 
 
 def _difficulty(case: Case, phi, shadows, member, *population) -> Array:
@@ -143,7 +147,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    attack: Attack, case: Case, reference: Sequence[int], num_tried: int = 8
+    attack: Attack, case: Case, reference: Int[Array, " r"], num_tried: int = 8
 ) -> Choice:
     """The setting with the largest AUC on some references, attacked by the others.
 
@@ -155,7 +159,6 @@ def choose(
       reference: the models that may be looked at, at least 3.
       num_tried: how many of them stand in for targets, each in turn.
     """
-    reference = np.asarray(reference)
     tried, partner = reference[:num_tried], partners(case.member)
     found = []
     for setting in attack.settings:

@@ -244,7 +244,8 @@ def _memorisation(chosen: list[Row], evidence: Evidence) -> str:
             continue
         drawn = flat(released.image[0])
         copying = data_copying(
-            *parts,
+            parts[0],
+            parts[1],
             drawn,
             training_cell=cells[0],
             held_out_cell=cells[1],

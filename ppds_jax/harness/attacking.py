@@ -42,8 +42,8 @@ class MiaRow(Leakage):
     `setting`, `auc_on_shadows`, `chosen` (the release's best attack) and all thresholds
     come from shadow models. `ppv_1`: the share of members among images called so, if 1
     % of all were. `accuracy` is on real test images, the mean over models.
-    `epsilon_estimate` is that of a Gaussian release whose best attack has the AUC at the
-    low end of the interval: for average images and this attack, and no bound.
+    `epsilon_estimate` is that of a Gaussian release whose best attack has the AUC at
+    the low end of the interval: for average images and this attack, and no bound.
     """
 
     data: str
@@ -101,7 +101,7 @@ def attack_all(
     ):
         for release in evidence.releases:
             work = product(evidence.cases(release), ATTACKS.values())
-            tried = list(threads.map(lambda pair: _try(*pair, pool), work))
+            tried = list(threads.map(lambda pair: _try(pair[0], pair[1], pool), work))
             best = max(tried, key=lambda one: one.choice.auc)
             settings = evidence, release, best, pool, fpr, num_resamples
             found = list(threads.map(partial(_rows, settings), tried))

@@ -108,7 +108,7 @@ def write_evidence(
     path: Path,
     facts: Mapping[str, Any],
     audited: Audited,
-    releases: Mapping[Release, tuple[Float[Array, " m"], Mapping[str, Array]]],
+    releases: Mapping[Release, tuple[Float[Array, " m"], Mapping[str, Any]]],
     released: Mapping[str, Released],
 ) -> None:
     """Writes the file, whole or not at all.

@@ -119,14 +119,14 @@ def neighbour_sheet(
         axes = figure.add_subplot(grid[i, 0])
         axes.text(0.9, 0.5, f"{score[i]:.2f}", ha="right", va="center", fontsize=9)
         axes.axis("off")
-    place = lambda column: (column + 0.5) / (2 * wide + 3)
-    for column, text in (
+    place = lambda at: (at + 0.5) / (2 * wide + 3)
+    for at, text in (
         (0.4, "d′"),
         (1, "private"),
         (2 + (wide - 1) / 2, "released with it"),
         (3 + wide + (wide - 1) / 2, "released without it"),
     ):
-        figure.text(place(column), 0.94, text, ha="center", fontsize=9)
+        figure.text(place(at), 0.94, text, ha="center", fontsize=9)
     return _png(figure)
 
 

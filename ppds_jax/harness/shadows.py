@@ -180,10 +180,10 @@ def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None
 
 
 # What works on observations only: a change there observes nothing anew.
-_ON_PHI = (
+_HOST = (
     "audit baselines canaries game guards lira rmia score shrunk sides vulnerability"
 )
-_ON_PHI = ("metrics", "harness", *(f"attacks/{name}.py" for name in _ON_PHI.split()))
+_ON_PHI = ("metrics", "harness", *(f"attacks/{name}.py" for name in _HOST.split()))
 
 
 def _merged(views: list[Observation]) -> Observation:
