@@ -34,7 +34,7 @@ from ppds_jax.metrics.memorisation import (
 
 
 def write_attack_report(path: Path, rows: list[Row], evidence: Evidence) -> Path:
-    """Writes report.html and its figures into a run directory; returns its path."""
+    """Writes report.html, its figures and table.md; returns the report's path."""
     chosen = [row for row in rows if row["chosen"] and row["control"] != ANEW]
     with np.load(path / "curves.npz") as curves:
         figures = {"roc": plots.roc_curves([(r, curves[_curve(r)]) for r in chosen])}
@@ -46,6 +46,8 @@ def write_attack_report(path: Path, rows: list[Row], evidence: Evidence) -> Path
     for name, png in figures.items():
         with replacing(path / f"{name}.png") as file:
             file.write(png)
+    with replacing(path / "table.md") as file:
+        file.write(markdown(path, rows).encode())
     target = path / "report.html"
     title = f"ppds_jax attacks: {evidence.facts['data']}"
     with replacing(target) as file:
@@ -128,6 +130,45 @@ def answers(chosen: list[Row]) -> list[str]:
             )
         lines.append(f"{subject}. " + "; ".join(parts) + ".")
     return lines
+
+
+def markdown(path: Path, rows: list[Row]) -> str:
+    """A table for people: of each release all attacks on the chosen signal."""
+    env = json.loads((path / "env.json").read_text())
+    signals = {
+        (row["subject"], row["release"]): row["signal"] for row in rows if row["chosen"]
+    }
+    head = ["subject", "release", "images", "signal", "attack", "AUC"]
+    head += [f"TPR at {percent(rows[0]['fpr'])} FPR", "TPR at 1 %"]
+    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+    for row in rows:
+        if row["control"] == ANEW:
+            continue
+        if row["signal"] != signals[row["subject"], row["release"]]:
+            continue
+        setting = f" ({row['setting']})" if row["setting"] else ""
+        cells = [
+            row["subject"] + (f" ({row['control']})" if row["control"] else ""),
+            row["release"],
+            row["kind"],
+            row["signal"],
+            row["attack"] + setting + (" ★" if row["chosen"] else ""),
+            interval(row, "auc"),
+            interval(row, "tpr") + ("" if row["resolved"] else " †"),
+            percent(row["tpr_at_1_percent"]),
+        ]
+        lines.append(" | ".join(cells))
+    first = rows[0]
+    about = (
+        f"{first['data']}: {first['num_shadows']} shadow models to refer to and choose "
+        f"on, {first['num_targets']} targets, {first['num_private']:,} private images, "
+        f"accuracy {percent(first['accuracy'])} ({first['subject']}). "
+        f"{env['platform']}, {env['cores']} cores. Intervals are 95 %, over targets "
+        "and images. ★ the attack, and all settings, as chosen on shadows. † fewer "
+        "than 10 non-members are within the false-positive rate."
+    )
+    table = "".join(f"| {line} |\n" for line in lines)
+    return f"    {env['command']}\n\n{about}\n\n{table}"
 
 
 def _table(shown: list[Row], rows: list[Row]) -> str:
