@@ -46,7 +46,7 @@ from ppds_jax.harness.evidence import (
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run
 from ppds_jax.harness.shadows import Shadows, Subject
-from ppds_jax.harness.subjects import Attacker, Pipelines, split
+from ppds_jax.harness.subjects import Attacker, Pipelines, check_classes, split
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.keys import noted
 from ppds_jax.sampling.balanced import Balanced
@@ -248,6 +248,7 @@ def _game(cfg: Config, images: Images) -> Game:
     private, population, reference = split(
         split_key, images, wanted, cfg.num_population, cfg.num_reference
     )
+    check_classes(images.y_train[private[: cfg.num_private]], images.num_classes)
     models = cfg.num_targets + cfg.num_shadows
     x, y = images.x_train[private], images.y_train[private]
     audited, kind = np.arange(len(y)), np.full(len(y), "", dtype="U16")
@@ -287,14 +288,12 @@ def _subjects(cfg: Config, images: Images, members: int):
     )
     subjects: list[tuple[Subject, str]] = []
     for name, method in zip(config.names(cfg.methods), cfg.methods, strict=True):
-        generates = hasattr(method.make(spec, pipelines.budget), "sample")
-        make = pipelines.of_generator if generates else pipelines.of_classifier
-        subjects.append((make(name, method), ""))
+        subjects.append((pipelines.subject(name, method), ""))
     if cfg.controls:
-        subjects.append((pipelines.of_classifier(REAL, cfg.classifier), ""))
+        subjects.append((pipelines.subject(REAL, cfg.classifier), ""))
         for method, control in ((Memoriser(), MEMORISER), (Independent(), INDEPENDENT)):
             name = type(method).__name__
-            subjects.append((pipelines.of_generator(name, method), control))
+            subjects.append((pipelines.subject(name, method), control))
     return subjects
 
 

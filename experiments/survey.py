@@ -39,7 +39,7 @@ from ppds_jax.harness.progress import progress
 from ppds_jax.harness.report import curve_name, write_report
 from ppds_jax.harness.run import Row, Run, plain
 from ppds_jax.harness.shadows import Result, Shadows, Subject
-from ppds_jax.harness.subjects import Attacker, Pipelines, split
+from ppds_jax.harness.subjects import Attacker, Pipelines, check_classes, split
 from ppds_jax.metrics.leakage import Leakage, leakage
 from ppds_jax.metrics.roc import Roc, roc
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
@@ -240,13 +240,7 @@ def _shadows(cfg: Config, images: Images, runtime: config.Runtime) -> Shadows:
     )
     asked = np.append(private, population)
     label = images.y_train[private]
-    count = np.bincount(label, minlength=images.num_classes)
-    if count.min() < 2:
-        raise InputError(
-            f"num_private={cfg.num_private}: class {count.argmin()} has "
-            f"{count.min()} private images, and so no members in some models; audit "
-            "more images"
-        )
+    check_classes(label, images.num_classes)
     member = half_design(member_key, label, cfg.num_shadows)
     check_population(images.x_train[private], images.x_train[population])
     check_duplicates(images.x_train[private], member)
@@ -276,11 +270,11 @@ def _subjects(cfg: Config, images: Images, done: Callable) -> list[Subject]:
     budget = Budget(cfg.epsilon, cfg.delta)
     attacker = Attacker(cfg.more_samples, of_logits=("logit",), of_images=("nearest",))
     pipelines = Pipelines(cfg.sampler, cfg.classifier, spec, budget, attacker)
-    subjects = [pipelines.of_classifier(REAL, cfg.classifier)]
-    subjects.append(pipelines.of_classifier(DP, cfg.dp_classifier))
+    subjects = [pipelines.subject(REAL, cfg.classifier)]
+    subjects.append(pipelines.subject(DP, cfg.dp_classifier))
     done(2)
     for name, method in zip(config.names(cfg.generators), cfg.generators, strict=True):
-        subjects.append(pipelines.of_generator(name, method))
+        subjects.append(pipelines.subject(name, method))
         done(1)
     return subjects
 

@@ -37,6 +37,7 @@ from ppds_jax.types import (
     Budget,
     Classifier,
     DataSpec,
+    Generator,
     InputError,
     Key,
     Published,
@@ -75,6 +76,20 @@ def split(
     return Split(*np.split(order, np.cumsum(sizes))[:3])
 
 
+def check_classes(label: Int[Array, " n"], num_classes: int) -> None:
+    """Refuses private images with a class that some models would have no member of.
+
+    Raises:
+      InputError: naming the class.
+    """
+    count = np.bincount(label, minlength=num_classes)
+    if count.min() < 2:
+        raise InputError(
+            f"num_private={len(label)}: class {count.argmin()} has {count.min()} "
+            "private images, and so no members in some models; audit more images"
+        )
+
+
 class Attacker(NamedTuple):
     """How an attacker looks at releases.
 
@@ -89,7 +104,6 @@ class Attacker(NamedTuple):
     queries: int = 1
     of_logits: tuple[str, ...] = tuple(OF_LOGITS)
     of_images: tuple[str, ...] = tuple(OF_IMAGES)
-    white_box: bool = True
 
 
 class Pipelines:
@@ -131,9 +145,18 @@ class Pipelines:
         signals = {name: OF_LOGITS[name] for name in self.attacker.of_logits}
         return classifier_observer(classifier, signals, queries(self.attacker.queries))
 
-    def of_classifier(self, name: str, method: Any) -> Subject:
-        """A classifier that is trained on the private images, and released."""
+    def subject(self, name: str, method: Any) -> Subject:
+        """What `method` makes, under attack.
+
+        Of a classifier, which is trained on the private images, itself; of a generator
+        the generator, the images that it draws, and the classifier trained on those.
+
+        Raises:
+          InputError: a generator that does not trace, or does not sample images.
+        """
         made = method.make(self.spec, self.budget)
+        if isinstance(made, Generator):
+            return self._of_generator(name, method, made)
         return Subject(
             name,
             (method, self.spec, self.budget),
@@ -143,19 +166,13 @@ class Pipelines:
             attacker=self.attacker,
         )
 
-    def of_generator(self, name: str, method: Any) -> Subject:
-        """A generator; the images that it draws; and the classifier trained on those.
-
-        Raises:
-          InputError: a generator that does not trace, or does not sample images.
-        """
-        generator = method.make(self.spec, self.budget)
+    def _of_generator(self, name: str, method: Any, generator: Generator) -> Subject:
         check_generator(name, generator, self.spec)
         sampler = self.sampler.make(self.spec)
         count = self.attacker.more_samples * self.num_released
         more = replace(self.sampler, num_images=count).make(self.spec)
         views: tuple = ((more_samples(generator, more), self._look_at_images),)
-        if self.attacker.white_box and generator.signals:
+        if generator.signals:
             views += ((white_box(generator, generator.signals),),)
         return Subject(
             name,
