@@ -19,6 +19,7 @@ from ppds_jax.harness.shadows import Shadows
 from ppds_jax.sampling.balanced import Balanced
 from ppds_jax.types import InputError
 
+pytestmark = pytest.mark.xdist_group("shadow_mia")  # they share a finished run
 CLASSIFIER = CNN(epochs=2, width=4, hidden=8)
 TINY = Config(
     methods=(VAE(epochs=1, width=4),),

@@ -20,6 +20,7 @@ from ppds_jax.harness import config
 from ppds_jax.harness.report import answer, epsilon_text
 from ppds_jax.sampling.balanced import Balanced
 
+pytestmark = pytest.mark.xdist_group("survey")  # they share a finished run
 ROOT = Path(__file__).parent.parent
 OPTIONS = "--num-private 100 --num-population 40 --more-samples 1 --num-resamples 20"
 OPTIONS += " --classifier.epochs 2 --classifier.width 4 --classifier.hidden 8"
