@@ -339,7 +339,7 @@ def _observe(
                     np.stack([x.label for x in first]),
                 )
     facts = {
-        "data": cfg.data,
+        "data": Path(cfg.data).name,
         "design": "canaries" if cfg.canaries else "half",
         "delta": cfg.delta,
         "num_targets": cfg.num_targets,

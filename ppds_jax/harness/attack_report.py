@@ -37,7 +37,8 @@ def write_attack_report(path: Path, rows: list[Row], evidence: Evidence) -> Path
     """Writes report.html, its figures and table.md; returns the report's path."""
     chosen = [row for row in rows if row["chosen"] and row["control"] != ANEW]
     with np.load(path / "curves.npz") as curves:
-        figures = {"roc": plots.roc_curves([(r, curves[_curve(r)]) for r in chosen])}
+        drawn = [({**r, "subject": _name(r)}, curves[_curve(r)]) for r in chosen]
+    figures = {"roc": plots.roc_curves(drawn)}
     subjects = list(dict.fromkeys(row["subject"] for row in chosen))
     for subject in subjects:
         sheet = _vulnerable(subject, chosen, evidence)
@@ -53,6 +54,11 @@ def write_attack_report(path: Path, rows: list[Row], evidence: Evidence) -> Path
     with replacing(target) as file:
         file.write(page(title, _body(path, rows, chosen, figures, evidence)))
     return target.resolve()
+
+
+def _name(row: Row) -> str:
+    """A subject, or one kind of canaries on it."""
+    return row["subject"] + ("" if row["kind"] == "all" else f", {row['kind']}")
 
 
 def _curve(row: Row) -> str:
@@ -106,7 +112,7 @@ def _body(path, rows, chosen, figures, evidence: Evidence) -> str:
 {"<h2>The most vulnerable images</h2>" + sheets if sheets else ""}
 {_memorisation(chosen, evidence)}
 <h2>All attacks</h2>
-{_table(rows, rows)}
+<details><summary>{len(rows)} rows</summary>{_table(rows, rows)}</details>
 {_notes(rows)}
 <h2>How this was made</h2>
 {provenance(env, config)}

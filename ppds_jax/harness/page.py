@@ -82,7 +82,7 @@ main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 30px; margin: 0 0 12px; } h2 { font-size: 20px; margin: 40px 0 8px; }
 .asked { color: var(--soft); } .answer { font-size: 18px; }
 figure { margin: 12px 0 0; } figure img { max-width: 100%; height: auto; }
-figcaption, p, ol, details { max-width: 800px; }
+figcaption, p, ol { max-width: 800px; }
 figcaption { color: var(--soft); font-size: 14px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 12.5px; width: 100%; }

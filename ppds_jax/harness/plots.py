@@ -69,11 +69,12 @@ def tradeoff(rows: list[dict[str, Any]]) -> bytes:
 
 def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
     """Log-log ROC curves [2 v] of (fpr, tpr), a panel for each release."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
     colours = _colours([row for row, _ in curves])
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    releases = [r for r in MARKERS if any(row["release"] == r for row, _ in curves)]
+    figure = Figure(figsize=(2.5 + 2.8 * len(releases), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(releases), sharey=True, squeeze=False)[0]
     floor = min(row["fpr_resolution"] for row, _ in curves)
-    for axes, release in zip(panels, MARKERS, strict=True):
+    for axes, release in zip(panels, releases, strict=True):
         for row, (fpr, tpr) in curves:
             if row["release"] != release:
                 continue
