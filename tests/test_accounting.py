@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from ppds_jax.privacy import accounting
-from ppds_jax.privacy.accounting import calibrate, compose, epsilon, gaussian
+from ppds_jax.privacy.accounting import calibrate, compose, epsilon, gaussian, pure
 from ppds_jax.types import Budget, InputError
 
 
@@ -94,3 +94,13 @@ def test_a_delta_outside_its_range_is_refused(delta):
         epsilon(poisson(), delta)
     with pytest.raises(InputError, match="delta="):
         calibrate(lambda s: poisson(noise_multiplier=s), Budget(1.0, delta))
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.7, 2.0, 6.0])
+def test_a_pure_release_costs_what_it_says(cost):
+    """Of randomised response delta(e) = (e^epsilon - e^e) / (1 + e^epsilon)."""
+    for spent in (0.5 * cost, 0.9 * cost, cost):
+        delta = max((math.exp(cost) - math.exp(spent)) / (1 + math.exp(cost)), 1e-11)
+        assert epsilon(pure(cost), delta) == pytest.approx(spent, rel=5e-3)
+    twice = epsilon(compose(pure(cost), pure(cost)), 1e-11)
+    assert twice == pytest.approx(2 * cost, rel=5e-3)

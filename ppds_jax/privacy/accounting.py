@@ -53,13 +53,18 @@ def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Gu
 def pure(epsilon: float, *notes: str) -> Guarantee:
     """One release that is epsilon-DP with delta 0, under zero-out.
 
-    It is charged as randomised response, the worst of all such mechanisms.
+    It is charged as randomised response, the worst of all such mechanisms: outcomes of
+    probability 1 / (1 + e^epsilon) and the rest, swapped between neighbours. In
+    dp_accounting's terms, where one of two neighbours under zero-out answers uniformly,
+    that is noise e^-epsilon over 1 + e^epsilon answers.
     """
     if math.isinf(epsilon):
         return non_private()
     if not epsilon > 0:
         raise InputError(f"epsilon={epsilon}: must be above 0; inf adds no noise")
-    event = dp_accounting.RandomizedResponseDpEvent(2 / (1 + math.exp(epsilon)), 2)
+    event = dp_accounting.RandomizedResponseDpEvent(
+        math.exp(-epsilon), 1 + math.exp(epsilon)
+    )
     return Guarantee(event, ZERO_OUT, notes)
 
 
