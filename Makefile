@@ -25,7 +25,7 @@ smoke: $(READY)
 	@$(RUN) -m experiments.survey smoke
 
 test: $(READY)
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(RUN) -m pytest -n 2 --max-worker-restart 0 --dist loadgroup -m "not slow"
 
 slow: $(READY)
 	$(RUN) -m pytest -m slow

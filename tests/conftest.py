@@ -3,6 +3,10 @@
 import os
 
 os.environ.setdefault("NPROC", "1")
+# Simulated devices share the cores of a slow machine: a collective may wait long.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 import jax
 

@@ -78,7 +78,7 @@ def test_identity_depends_on_values_and_on_out_of_tree_source(tmp_path):
         ("--work-dir pyproject.toml/runs", "cannot be written into"),
         ("--num-shadows 5", "num_shadows=5: must be even"),
         ("--num-private 30", "num_private=30"),
-        ("--num-private 1400", "has only 1437 training images"),
+        ("--num-private 1400", "has 1,437 distinct training images"),
         ("--num-population 0", "num_population=0"),
         ("--more-samples 0", "more_samples=0"),
         ("--at-once 0", "at_once=0"),
@@ -113,7 +113,8 @@ def refused(words, message, tmp_path, capsys):
     assert not list((tmp_path / "runs").rglob("row-*.npz"))
 
 
-X, Y = np.zeros((200, 4, 4), np.uint8), np.arange(200) % 4
+X = np.random.default_rng(0).integers(0, 256, (200, 4, 4), np.uint8)
+Y = np.arange(200) % 4
 RARE = np.where(np.arange(200) == 7, 4, Y)  # one image of class 4
 
 

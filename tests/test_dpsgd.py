@@ -282,7 +282,7 @@ def test_inside_shard_map_each_gradient_is_clipped_on_its_own():
     member = jnp.broadcast_to(DATA.member, (4, 80))
     keys = jnp.stack([jax.random.key(3)] * 4)
     one = lambda shared, row: descent(*row)
-    mapped = map_shadows(one, "shard-map")(0, (keys, member))
+    mapped = jax.device_get(map_shadows(one, "shard-map")(0, (keys, member)))
     alone = jax.jit(descent)(keys[0], DATA.member)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[2], b, atol=1e-5), mapped, alone

@@ -146,6 +146,7 @@ def mapped_equals_separate(config, mode, data, rows):
     member = jnp.stack([data.member, ~data.member] * (rows // 2))
     shared = data.image, data.label
     mapped = map_shadows(one, mode)(shared, (jax.random.split(key(), rows), member))
+    mapped = jax.device_get(mapped)  # rows of a sharded array are read by a collective
     single = jax.jit(one)
     for i in range(2):
         alone = single(shared, (jax.random.split(key(), rows)[i], member[i]))

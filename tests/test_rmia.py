@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from ppds_jax.attacks.rmia import rmia, rmia_ratio
-from ppds_jax.attacks.score import rmia_offline
+from ppds_jax.attacks.score import ATTACKS, Case, score_all
 from ppds_jax.attacks.signals import Signal
 from ppds_jax.metrics.roc import auc, tpr_at_fpr
 from ppds_jax.types import InputError
@@ -66,7 +66,8 @@ def test_ties_of_the_share_are_broken_by_the_ratio():
     member = np.array([[0, 1] * 50, [1, 0] * 50, [0, 0, 1, 1] * 25, [1, 1, 0, 0] * 25])
     p, z, member = rng.random((4, 100)), rng.random((4, 10)), member.astype(bool)
     identity = Signal("probability", lambda phi: phi)
-    score = rmia_offline(p[..., None], member, z[..., None], identity)[0]
+    case = Case(identity, p[..., None], member, z[..., None])
+    score = score_all(ATTACKS["rmia_offline"], case)[0]
     share = rmia(p[0], p[2:], member[2:], z[0], z[2:])
     ratio = rmia_ratio(p[0], p[2:], member[2:])
     np.testing.assert_array_equal(np.argsort(score), np.lexsort((ratio, share)))
