@@ -17,7 +17,7 @@ from experiments import survey
 from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.generators import ALL, VAE, ClassMean, Independent, Memoriser
 from ppds_jax.harness import config
-from ppds_jax.harness.report import answer, epsilon_text
+from ppds_jax.harness.report import answer, epsilon_text, headlines
 from ppds_jax.sampling.balanced import Balanced
 
 pytestmark = pytest.mark.xdist_group("survey")  # they share a finished run
@@ -133,10 +133,36 @@ def test_every_number_of_the_report_is_in_the_rows(finished):
     text = re.sub(aside, "", page, flags=re.S)
     text = re.sub(r"<[^>]*>", " ", text)
     # what is said of every report: intervals, logarithms' ends, wanted values, notes
-    known |= {"95", "0.5", "0.95", "1", "2", "3", "1.0", "0.500"}
+    known |= {"95", "0.5", "0.95", "1", "2", "3", "1.0", "0.500", "64"}
     numbers = set(re.findall(r"\d[\d,]*\.?\d*(?:e-?\d+)?", text))
     numbers = {n.rstrip(".,") for n in numbers}
     assert numbers - known == set()
+
+
+@pytest.mark.parametrize(("num_shadows", "attack"), [(16, "rmia"), (64, "lira")])
+def test_the_report_shows_a_white_box_before_a_black_box(num_shadows, attack):
+    """An attack that is hidden in the table would make a generator look too private."""
+    rows = [
+        dict(
+            subject="VAE", release=release, signal=signal, attack=name, control=control
+        )
+        for release, signals in (
+            ("generator", ("logit", "elbo", "nearest")),
+            ("images", ("logit", "nearest")),
+            ("classifier", ("logit",)),
+        )
+        for signal in signals
+        for name in ("lira", "rmia")
+        for control in ("", "membership drawn anew")
+    ]
+    rows = [row | {"num_shadows": num_shadows} for row in rows]
+    shown = [(r["release"], r["signal"]) for r in headlines(rows)]
+    assert shown == [
+        ("generator", "elbo"),
+        ("images", "nearest"),
+        ("classifier", "logit"),
+    ]
+    assert {(r["attack"], r["control"]) for r in headlines(rows)} == {(attack, "")}
 
 
 def test_the_same_config_is_served_without_work(finished, monkeypatch):
