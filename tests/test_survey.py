@@ -143,9 +143,13 @@ def test_every_number_of_the_report_is_in_the_rows(finished):
 def test_the_report_shows_a_white_box_before_a_black_box(num_shadows, attack):
     """An attack that is hidden in the table would make a generator look too private."""
     rows = [
-        dict(
-            subject="VAE", release=release, signal=signal, attack=name, control=control
-        )
+        {
+            "subject": "VAE",
+            "release": release,
+            "signal": signal,
+            "attack": name,
+            "control": control,
+        }
         for release, signals in (
             ("generator", ("logit", "elbo", "nearest")),
             ("images", ("logit", "nearest")),
