@@ -7,7 +7,7 @@ slower. `canonical` re-writes any traced function so that only the fast layout i
 `im2col` and `max_pool` are forms whose gradients have no such trouble at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,18 +64,30 @@ def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
       [n h' w' d], equal to `lax.conv_general_dilated` up to float rounding.
     """
     kh, kw, channels, features = kernel.shape
+    columns = patches(image, (kh, kw), strides, padding)
+    return columns @ kernel.reshape(kh * kw * channels, features)
+
+
+def patches(
+    image: jax.Array,
+    window: tuple[int, int],
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+) -> jax.Array:
+    """What each place of a convolution sees: [n h w c] -> [n h' w' kh*kw*c]."""
+    kh, kw = window
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image.shape[1:3], (kh, kw), strides, padding)
     image = jnp.pad(image, ((0, 0), *padding, (0, 0)))
-    rows, columns = (
-        (image.shape[i + 1] - k) // strides[i] + 1 for i, k in ((0, kh), (1, kw))
-    )
-    patches = [
+    n, height, width, channels = image.shape
+    rows = (height - kh) // strides[0] + 1
+    columns = (width - kw) // strides[1] + 1
+    seen = [
         lax.slice(
             image,
             (0, i, j, 0),
             (
-                image.shape[0],
+                n,
                 i + (rows - 1) * strides[0] + 1,
                 j + (columns - 1) * strides[1] + 1,
                 channels,
@@ -85,8 +97,7 @@ def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
         for i in range(kh)
         for j in range(kw)
     ]
-    columns_of = jnp.concatenate(patches, axis=-1)
-    return columns_of @ kernel.reshape(kh * kw * channels, features)
+    return jnp.concatenate(seen, axis=-1)
 
 
 def max_pool(image: jax.Array, size: int = 2) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from ppds_jax.nets.cnn import cnn
+from ppds_jax.nets.precision import Precision, with_precision
 from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.dpsgd import Clipping, calibrated, dp_gradient
 from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
@@ -37,6 +38,7 @@ class DPCNN:
       clip_norm: bound on the norm of each image's gradient.
       clipping: "global", or "per-layer".
       bands: steps over which noise is correlated; 1 for independent noise.
+      precision: of the network's passes; norms, clipping, sums and noise stay float32.
     """
 
     width: int = 16
@@ -51,6 +53,7 @@ class DPCNN:
     clip_norm: float = 1.0
     clipping: Clipping = "global"
     bands: int = 1
+    precision: Precision = "float32"
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self, "momentum")
@@ -62,6 +65,7 @@ class DPCNN:
             activation=self.activation,
             pool=self.pool,
         )
+        net = with_precision(net, self.precision)
         optimizer = optax.sgd(self.learning_rate, self.momentum)
         settings = calibrated(
             spec,

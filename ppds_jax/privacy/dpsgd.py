@@ -1,7 +1,7 @@
 """DP-SGD: Poisson batches, per-example clipping, Gaussian noise.
 
 The data's way through a step: rows drawn (`poisson_batch`) -> gradients clipped and
-summed (`engines.microbatched`) -> noise (`engines.noise`) -> `release`.
+summed (`engines.clipped_sum`) -> noise (`engines.noise`) -> `release`.
 """
 
 import math
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 from ppds_jax.privacy import accounting, engines
-from ppds_jax.privacy.engines import LossFn
+from ppds_jax.privacy.engines import Engine, LossFn
 from ppds_jax.privacy.release import Mechanism, release
 from ppds_jax.types import Budget, Dataset, DataSpec, Guarantee, InputError, Key, PyTree
 
@@ -187,7 +187,9 @@ class PrivateGradient(NamedTuple):
     apply: Callable[[Key, PrivateState, PyTree, Dataset], tuple[PyTree, PrivateState]]
 
 
-def dp_gradient(loss: LossFn, settings: DPSGD) -> PrivateGradient:
+def dp_gradient(
+    loss: LossFn, settings: DPSGD, engine: Engine | None = None
+) -> PrivateGradient:
     """The private mean gradient of `loss`, one step of DP-SGD.
 
     g = (sum over the batch of clip(grad loss(params, x), C) + N(0, (sigma C)^2 I)) / B,
@@ -201,6 +203,8 @@ def dp_gradient(loss: LossFn, settings: DPSGD) -> PrivateGradient:
     Args:
       loss: of one image: (key, params, image [1 h w c], label [1]) -> scalar.
       settings: as calibrated to the budget; its `guarantee` is that of the run.
+      engine: how clipped gradients are summed (see `engines.clipped_sum`). All give the
+        same result up to rounding, so it is no part of the settings.
 
     **Privacy:** add-or-remove-one, sensitivity `clip_norm` for the sum; all steps
     together `settings.guarantee`. The key decides batch and noise: it must be secret,
@@ -212,13 +216,13 @@ def dp_gradient(loss: LossFn, settings: DPSGD) -> PrivateGradient:
     Private Image Classification through Scale, 2022, arXiv 2204.13650.
     """
     mechanism = settings.mechanism
-    layered = settings.clipping == "per-layer"
-    clipped_sum = engines.microbatched(
+    clipped_sum = engines.clipped_sum(
         loss,
         clip_norm=settings.clip_norm,
-        layered=layered,
+        layered=settings.clipping == "per-layer",
         multiplicity=settings.multiplicity,
         microbatch=settings.microbatch,
+        engine=engine,
     )
     noise = engines.noise(
         settings.noise_multiplier * settings.clip_norm,
@@ -243,7 +247,7 @@ def dp_gradient(loss: LossFn, settings: DPSGD) -> PrivateGradient:
         noisy = release(total, jnp.where(sound, noisy, jnp.nan), mechanism)
         last = state.step + 1 >= settings.num_steps
         past = jax.tree.map(lambda x: jnp.where(last, jnp.zeros_like(x), x), past)
-        gradient = engines.unravel(params, noisy / settings.batch_size, layered)
+        gradient = engines.unravel(params, noisy / settings.batch_size)
         return gradient, PrivateState(state.step + 1, past)
 
     return PrivateGradient(init, apply)
