@@ -6,6 +6,7 @@ values and over the source of the code that it runs. What does not change the re
 """
 
 import ast
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -15,7 +16,8 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ import tyro
 
 import ppds_jax
 from ppds_jax.devices import Mode
+from ppds_jax.harness import signals
 from ppds_jax.types import InputError
 
 
@@ -225,7 +228,8 @@ def main(
     """The command line of an experiment: a preset, then options that override it.
 
     A wrong input ends the process with exit code 2 and one line that says what to do; a
-    full disk with 1, an interruption with 130. Finished work is kept in each case.
+    full disk with 1; SIGTERM and SIGUSR1 with 75, Ctrl-C with 130. Finished work is
+    kept in each case, and the same command goes on from there.
     """
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -234,13 +238,21 @@ def main(
             name: (text, _command(config)) for name, (text, config) in presets.items()
         }
         command = tyro.extras.overridable_config_cli(subcommands, args=words)
-        return run(command.config, command.runtime)
+        with signals.watched(), _brief_warnings():
+            return run(command.config, command.runtime)
     except (InputError, _Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except signals.Stopped as stop:
+        print(
+            f"stopped by {stop.name}: what was computed is kept, and the same command "
+            "goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(stop.code) from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(signals.INTERRUPTED) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -250,6 +262,22 @@ def main(
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _brief_warnings() -> Iterator[None]:
+    """Warnings of this package as one line each; others as they are."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message, category, filename, *rest):
+            if category is RuntimeWarning and ppds_jax.__name__ in filename:
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, *rest)
+
+        warnings.showwarning = show
+        yield
 
 
 def _command(config: Any) -> Any:

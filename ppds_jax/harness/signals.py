@@ -1,0 +1,69 @@
+"""Signals that end a process: first what has been computed is saved, then it stops.
+
+SIGTERM and SIGUSR1 (how machines that may be taken away, and SLURM's `--signal`, say
+so) end an experiment with exit code 75, from which a restart loop knows to go on;
+SIGINT (Ctrl-C) ends it with 130. A second signal does not wait.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+GO_ON = 75  # EX_TEMPFAIL: the same command goes on from here
+INTERRUPTED = 130
+_WATCHED = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGUSR1"):  # not on every system
+    _WATCHED.append(signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """A signal on its way out. No `Exception`: nothing that goes on may catch it."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.name = signal.Signals(number).name
+        self.code = INTERRUPTED if number == signal.SIGINT else GO_ON
+
+
+_held: list[int] | None = None  # signals that wait for the next safe point
+
+
+def _arrived(number: int, frame: object) -> None:
+    if _held is None or _held:
+        raise Stopped(number)
+    _held.append(number)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Within it the signals raise `Stopped`: at once, or where `held` lets them.
+
+    Has no effect outside of a process's main thread.
+    """
+    before = {}
+    with contextlib.suppress(ValueError):
+        for number in _WATCHED:
+            before[number] = signal.signal(number, _arrived)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], bool]]:
+    """Within it a first signal waits; yields whether one does. Then save, and leave.
+
+    Raises:
+      Stopped: on leaving, if a signal came.
+    """
+    global _held
+    _held, outer = [], _held
+    waiting = _held
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        _held = outer
+    if waiting:
+        raise Stopped(waiting[0])

@@ -1,0 +1,159 @@
+"""Shadow models over devices and within memory: the same results, however they lie."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppds_jax import devices
+from ppds_jax.devices import Layout, map_shadows
+from ppds_jax.types import InputError
+
+SHARED = np.linspace(0, 1, 60, dtype=np.float32).reshape(20, 3)
+
+
+def one(shared, row):
+    """A little training: a few steps of gradient descent on a masked data set."""
+    key, member = row
+    w = jax.random.normal(key, (3,))
+
+    def loss(w):
+        miss = jnp.tanh(devices.spread(shared) @ w) - 0.5
+        return (miss**2 * member).sum()
+
+    def step(w, _):
+        return w - 0.1 * jax.grad(loss)(w), None
+
+    return jax.lax.scan(step, w, None, length=10)[0]
+
+
+def rows(count, some=slice(None)):
+    """Keys and membership of `count` models, or of some of them."""
+    member = np.arange(20) % (2 + np.arange(count)[:, None]) == 0
+    keys = jax.random.split(jax.random.key(0), count)
+    return keys[some], jnp.asarray(member, jnp.float32)[some]
+
+
+LAYOUTS = {
+    "map": Layout("map"),
+    "vmap in chunks": Layout("vmap", at_once=2),
+    "map on 4 devices": Layout("shard-map"),
+    "vmap on 4 devices": Layout("shard-vmap"),
+    "chunks of vmap on 2 devices": Layout("shard-vmap", (2, 1), at_once=1),
+    "map on 2 by 2 devices": Layout("shard-map", (2, 2)),
+    "vmap on 2 by 2 devices": Layout("shard-vmap", (2, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("count", [1, 5])
+def test_any_number_of_rows_on_any_layout(layout, count):
+    together = map_shadows(one, layout)(SHARED, rows(count))
+    alone = [jax.jit(one)(SHARED, rows(count, i)) for i in range(count)]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("inner", ["map", "vmap"])
+def test_one_and_four_devices_agree_to_the_bit_at_the_same_width(inner):
+    at_once = 2 if inner == "vmap" else None
+    single = map_shadows(one, Layout(inner, at_once=at_once))
+    spread = map_shadows(one, Layout(f"shard-{inner}", (4, 1), at_once))
+    parts = [single(SHARED, rows(8, slice(i, i + 2))) for i in range(0, 8, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), spread(SHARED, rows(8)))
+
+
+COLLECTIVE = r"= \S+ (?:all-reduce|all-gather|all-to-all|collective|reduce-scatter)\S*"
+
+
+def collectives(layout):
+    text = map_shadows(one, layout).program(SHARED, rows(4)).as_text()
+    return re.findall(COLLECTIVE + ".*", text)
+
+
+@pytest.mark.parametrize("mode", ["shard-map", "shard-vmap"])
+def test_shadows_never_talk_to_each_other(mode):
+    assert collectives(Layout(mode)) == []
+    found = collectives(Layout(mode, (2, 2)))
+    assert found, "the batch was not spread over the data axis"
+    for line in found:  # devices 0 and 1 hold one shadow, 2 and 3 another
+        assert re.search(
+            r"replica_groups=(\[2,2\]<=\[4\](?!T)|\{\{0,1\},\{2,3\}\})", line
+        )
+
+
+def test_rows_that_do_not_fit_go_in_chunks(monkeypatch):
+    free = {"bytes": np.inf}
+    monkeypatch.setattr(Layout, "free", lambda self: free["bytes"])
+    mapped = map_shadows(one, "vmap", memory=10**9)
+    whole = mapped(SHARED, rows(16))
+    needs = [mapped._need(SHARED, rows(16), chunk) for chunk in (1, 5, 16)]
+    assert needs == sorted(needs)
+    free["bytes"] = needs[1]
+    assert mapped._chunk(SHARED, rows(16)) in (4, 5)
+    np.testing.assert_allclose(mapped(SHARED, rows(16)), whole, atol=1e-5)
+    free["bytes"] = needs[0] - 1
+    with pytest.raises(InputError, match=r"memory=1GB: a shadow model on each of 1"):
+        mapped(SHARED, rows(16))
+
+
+def test_what_is_in_use_already_counts_on_a_cpu():
+    with pytest.raises(InputError, match=r"memory=0.001GB.*0 GB are left"):
+        map_shadows(one, "map", memory=10**6)(SHARED, rows(2))
+
+
+def test_where_memory_runs_out_half_as_many_go_on_and_it_is_said(monkeypatch):
+    asked = []
+    compiled = devices.Mapped.program
+
+    def program(self, shared, part):
+        made, count = compiled(self, shared, part), len(part[0])
+
+        class Greedy:
+            memory_analysis = made.memory_analysis
+
+            def __call__(self, *args):
+                asked.append(count)
+                if count > 2:
+                    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory")
+                return made(*args)
+
+        return Greedy()
+
+    monkeypatch.setattr(devices.Mapped, "program", program)
+    mapped = map_shadows(one, "vmap")
+    with pytest.warns(
+        RuntimeWarning, match=r"out of memory with .* going on with"
+    ) as w:
+        mapped(SHARED, rows(7))
+    assert [str(x.message).split()[-1] for x in w] == ["3", "1"] or asked[0] == 7
+    assert asked[:3] == [7, 3, 1]
+    asked.clear()
+    mapped(SHARED, rows(7))
+    assert asked == [1] * 7, "what was learnt about memory is kept"
+
+
+def test_one_row_that_does_not_fit_is_not_hidden():
+    def fails(shared, row):
+        return jnp.broadcast_to(row, (2**22, 2**22)).cumsum(0)  # 64 TiB
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        map_shadows(fails, "map")(1.0, jnp.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"mode": "pmap"}, "mode='pmap': use one of auto, map"),
+        ({"mode": "vmap", "mesh": (2, 1)}, "for a mesh, shard-vmap"),
+    ],
+)
+def test_wrong_layouts_are_refused(layout, message):
+    with pytest.raises(InputError, match=message):
+        Layout(**layout)
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(InputError, match=r"mesh=shadow=8,data=2: asks for 16"):
+        map_shadows(one, Layout("shard-map", (8, 2)))(SHARED, rows(2))
