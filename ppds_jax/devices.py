@@ -68,13 +68,26 @@ def spread(rows: jax.Array) -> jax.Array:
     return rows
 
 
+CACHE_ROWS = 32  # images whose activations stay in a CPU's cache
+
+
+def block_rows(rows: int) -> int:
+    """How many of a batch's rows a gradient is computed for at once: a divisor.
+
+    On a CPU so few that what is computed for them stays in its cache; else all.
+    """
+    if jax.default_backend() != "cpu":
+        return rows
+    block = max(b for b in range(1, CACHE_ROWS + 1) if rows % b == 0)
+    return block if 2 * block > CACHE_ROWS else rows
+
+
 def ghost_rows() -> int:
     """How many images ghost clipping takes at once.
 
-    So few that their activations stay in a CPU's cache; on an accelerator, where
-    nothing has been measured yet, enough to fill it.
+    On an accelerator, where nothing has been measured yet, enough to fill it.
     """
-    return 32 if jax.default_backend() == "cpu" else 512
+    return CACHE_ROWS if jax.default_backend() == "cpu" else 512
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
-"""Parameters and their optimiser, carried together."""
+"""Gradients of a batch, and parameters carried together with their optimiser."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
+from ppds_jax.devices import block_rows
 from ppds_jax.types import PyTree
 
 
@@ -33,3 +37,30 @@ def descend(
         )
     params = optax.apply_updates(state.params, update)
     return Trained(params, optimizer_state, state.private)
+
+
+def mean_gradient(
+    loss: Callable[..., Float[Array, ""]], params: PyTree, *rows: Array
+) -> tuple[Float[Array, ""], PyTree]:
+    """The value and the gradient of a mean over the rows of a batch.
+
+    Args:
+      loss: (params, *rows) -> its mean over these rows, each on its own: no statistics
+        over the batch.
+      params: by which it is differentiated.
+      rows: arrays with a common leading axis: images, labels, noises. On a CPU a block
+        of them is taken at a time (`devices.block_rows`), which changes no result
+        beyond rounding.
+    """
+    count = rows[0].shape[0]
+    size = block_rows(count)
+    if size == count:
+        return jax.value_and_grad(loss)(params, *rows)
+
+    def add(total, block):
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *block))
+
+    blocks = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), rows)
+    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(lambda t, block: (add(t, block), None), zero, blocks)
+    return jax.tree.map(lambda x: x * (size / count), total)

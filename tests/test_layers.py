@@ -9,7 +9,7 @@ import ppds_jax
 
 ROOT = Path(ppds_jax.__file__).parent
 # Each may import from those before it, and from types.
-LAYERS = "types jaxprs convolution optimise devices data privacy fit pipeline nets "
+LAYERS = "types jaxprs convolution devices optimise data privacy fit pipeline nets "
 LAYERS += "generators sampling classifiers metrics attacks harness"
 LAYERS = LAYERS.split()
 FILES = sorted(ROOT.rglob("*.py"))

@@ -8,7 +8,7 @@ import optax
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets.cnn import cnn, pooled_cnn
 from ppds_jax.nets.precision import Precision, with_precision
-from ppds_jax.optimise import begin, descend
+from ppds_jax.optimise import begin, descend, mean_gradient
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
@@ -62,7 +62,7 @@ class CNN:
 
         def step(key, state, data, public):
             image, label = draw_batch(key, data, batch_size)
-            value, gradient = jax.value_and_grad(loss)(state.params, image, label)
+            value, gradient = mean_gradient(loss, state.params, image, label)
             return descend(optimizer, state, gradient), {"loss": value}
 
         return Classifier(

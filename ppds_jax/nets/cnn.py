@@ -39,7 +39,7 @@ class _PooledCNN(nn.Module):
     def __call__(self, image):
         x = 2 * image - 1
         for features in (self.width, 2 * self.width):
-            x = max_pool(nn.relu(nn.Conv(features, (3, 3))(x)))
+            x = nn.relu(max_pool(nn.Conv(features, (3, 3))(x)))  # in any order
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.num_classes)(x)
 
