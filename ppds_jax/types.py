@@ -174,7 +174,9 @@ class Generator(NamedTuple):
     `num_steps` steps after `init` make a whole run; `guarantee` is what that run
     reveals. `public` holds arrays that are passed in rather than closed over, so that
     they are stored once and not once for each shadow model. `signals` are white-box
-    hooks for attacks.
+    hooks for attacks. `straight` is the same method with its stages one after another
+    in `init`, where `step` switches between them: checks look at it, as a branch hides
+    how often a release happens.
     """
 
     init: InitFn
@@ -184,6 +186,7 @@ class Generator(NamedTuple):
     guarantee: Guarantee
     public: PyTree = ()
     signals: Mapping[str, SignalFn] = MappingProxyType({})
+    straight: Any = None  # a Generator
 
 
 class Classifier(NamedTuple):

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax import nnx
+
 from ppds_jax.types import Key, PyTree
 
 
@@ -32,3 +34,28 @@ def from_haiku(transformed: Any) -> Net:
         return transformed.apply(params, None, *inputs)
 
     return Net(transformed.init, apply)
+
+
+def from_nnx(make: Callable[[Any], Any]) -> Net:
+    """A flax.nnx module whose only variables are its parameters.
+
+    Args:
+      make: `nnx.Rngs` -> module; nnx modules have their sizes when they are made, so
+        that `init` looks at no input.
+
+    >>> import jax
+    >>> net = from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+    >>> params = net.init(jax.random.key(0))
+    >>> net.apply(params, jax.numpy.ones((5, 3))).shape
+    (5, 2)
+    """
+
+    def init(key: Key, *inputs: Any) -> PyTree:
+        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+
+    def apply(params: PyTree, *inputs: Any) -> Any:
+        graph, rest = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+        nnx.replace_by_pure_dict(rest, params)
+        return nnx.merge(graph, rest)(*inputs)
+
+    return Net(init, apply)

@@ -1,4 +1,4 @@
-"""A conditional generator of dense layers, in haiku."""
+"""Networks of dense layers, in haiku."""
 
 import haiku as hk
 import jax
@@ -15,5 +15,15 @@ def mlp_generator(image_shape: tuple[int, int, int], hidden: tuple[int, ...]) ->
         x = jnp.concatenate([code, condition], axis=-1)
         x = hk.nets.MLP((*hidden, height * width * channels))(x)
         return jax.nn.sigmoid(x).reshape(-1, height, width, channels)
+
+    return from_haiku(hk.transform(network))
+
+
+def mlp(hidden: tuple[int, ...], num_classes: int) -> Net:
+    """Images [n h w c] in [0, 1] -> logits [n num_classes]."""
+
+    def network(image):
+        x = 2 * image.reshape(image.shape[0], -1) - 1
+        return hk.nets.MLP((*hidden, num_classes))(x)
 
     return from_haiku(hk.transform(network))

@@ -59,7 +59,7 @@ def closure(s: Subject) -> str:
     """No array that a function holds, `public` ones included, depends on the data."""
 
     def held(data):
-        method = s.build(data, s.budget)
+        method = s.made(data)
         key, read = jax.random.key(0), _reader(method, s.data)
         traced = [program(init_of(method), (), key, s.data)]
         traced.append(program(step_of(method), (), key, s.data, s.shape))
