@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppds_jax import devices
 from ppds_jax.attacks.observe import Look, Observation, Questions
-from ppds_jax.harness import config
+from ppds_jax.devices import Layout, Mapped, map_shadows
+from ppds_jax.harness import config, hosts
 from ppds_jax.harness.store import Store, complete
 from ppds_jax.pipeline import Stage, run_stages
 from ppds_jax.privacy.keys import secret_key
@@ -72,12 +72,7 @@ class Shadows:
         """
         trained = self._train(subject, done)
         releases = _present(subject.observers)
-        published = jax.eval_shape(
-            lambda key, data: run_stages(key, subject.stages, data),
-            jax.random.key(0),
-            self.data,
-        )
-        load = functools.partial(trained.load, like=published)
+        load = functools.partial(trained.load, like=self._published(subject))
         observations = {
             release: _merged(
                 [
@@ -88,6 +83,14 @@ class Shadows:
             for release, views in releases.items()
         }
         return Result(observations, load)
+
+    def _published(self, subject: Subject) -> Published:
+        """Shapes and types of what one model publishes."""
+        return jax.eval_shape(
+            lambda key, data: run_stages(key, subject.stages, data),
+            jax.random.key(0),
+            self.data,
+        )
 
     def cost(self, subject: Subject) -> int:
         """Units of work: one for each model's training, and one for each view of it."""
@@ -117,14 +120,17 @@ class Shadows:
                 keys = jnp.stack([secret_key() for _ in rows])
             member = self.member[np.array(rows)]
             for i, stage in enumerate(subject.stages):
-                run = _mapped_stage(stage.run, self.runtime.mode)
-                shared = (self.data.image, self.data.label, stage.public, i)
-                published = run(shared, (keys, member, published))
+                run = _mapped_stage(stage.run, self.runtime.layout)
+                published = run(self._shared(stage, i), (keys, member, published))
                 _check_finite(subject, stage.release, rows, published)
             return published
 
-        self._complete(store, compute, done)
+        fitting = functools.partial(self._fitting, subject)
+        self._complete(store, compute, done, fitting)
         return store
+
+    def _shared(self, stage: Stage, i: int) -> PyTree:
+        return self.data.image, self.data.label, stage.public, i
 
     def _observe(
         self,
@@ -146,7 +152,7 @@ class Shadows:
             artefacts = [getattr(load(row), release) for row in rows]
             seen = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
             for i, look in enumerate(looks):
-                run = _mapped_look(look, self.runtime.mode)
+                run = _mapped_look(look, self.runtime.layout)
                 seen = run((self.questions, i), (self._keys(rows), seen))
             return seen
 
@@ -163,9 +169,36 @@ class Shadows:
         base = jax.random.key(self.seed)
         return jax.vmap(lambda row: jax.random.fold_in(base, row))(jnp.array(rows))
 
-    def _complete(self, store: Store, compute, done) -> None:
-        width = devices.width(self.runtime.mode, self.runtime.at_once)
-        complete(store, len(self.member), compute, width=width, done=done)
+    def _complete(self, store: Store, compute, done, fitting=lambda rows: rows):
+        """Computes this process's share of the rows, and waits for the others."""
+        layout, group = self.runtime.layout, hosts.current()
+
+        def width(missing: int) -> int:
+            size = layout.width(-(-missing // group.count))
+            if layout.at_once is None and layout.resolved.endswith("vmap"):
+                size = fitting(size)
+            store.note(layout.described(size) | {"processes": group.count})
+            return size
+
+        rows = len(self.member)
+        complete(store, rows, compute, width=width, done=done, group=group)
+
+    def _fitting(self, subject: Subject, rows: int) -> int:
+        """How many of `rows` models every stage can train in one call."""
+        whole = self._published(subject)
+        key = jax.eval_shape(lambda: jax.random.key(self.seed))
+        row: tuple = key, jax.typeof(self.member[0]), Published()
+        for i, stage in enumerate(subject.stages):
+            like = jax.tree.map(functools.partial(_stacked, rows), row)
+            run = _mapped_stage(stage.run, self.runtime.layout)
+            rows = run.chunk(self._shared(stage, i), like)
+            released = {stage.release: getattr(whole, stage.release)}
+            row = *row[:2], row[2]._replace(**released)
+        return rows
+
+
+def _stacked(rows: int, x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
 
 
 def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:
@@ -197,7 +230,7 @@ _ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with
 
 
 @functools.cache
-def _mapped_stage(run: Callable, mode: devices.Mode) -> Callable:
+def _mapped_stage(run: Callable, layout: Layout) -> Mapped:
     """A stage over rows. Cached, so that pipelines with a stage in common compile it
     once."""
 
@@ -207,18 +240,18 @@ def _mapped_stage(run: Callable, mode: devices.Mode) -> Callable:
         data = Dataset(image, label, member)
         return run(jax.random.fold_in(key, i), data, published, public)
 
-    return devices.map_shadows(one, mode)
+    return map_shadows(one, layout)
 
 
 @functools.cache
-def _mapped_look(look: Look, mode: devices.Mode) -> Callable:
+def _mapped_look(look: Look, layout: Layout) -> Mapped:
     def one(shared, row):
         questions, i = shared
         key, artefact = row
         key = jax.random.fold_in(jax.random.fold_in(key, _ATTACKER), i)
         return look(key, artefact, questions)
 
-    return devices.map_shadows(one, mode)
+    return map_shadows(one, layout)
 
 
 def _present(releases: Published) -> dict[str, Any]:

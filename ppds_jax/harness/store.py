@@ -1,6 +1,7 @@
 """Arrays of single shadow models on disk, written whole or not at all."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from ppds_jax.types import PyTree
+from ppds_jax.types import InputError, PyTree
 
 
 @contextlib.contextmanager
@@ -59,6 +60,12 @@ class Store:
         with replacing(self._file(row)) as file:
             np.savez(file, *leaves)
 
+    def note(self, layout: dict[str, Any]) -> None:
+        """Records how the rows from here on are computed, as a line."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "layouts.jsonl").open("a") as file:
+            file.write(json.dumps(layout) + "\n")
+
     def load(self, row: int, like: PyTree) -> PyTree:
         """The row's arrays in the structure of `like`."""
         with np.load(self._file(row)) as file:
@@ -66,25 +73,64 @@ class Store:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+class Group:
+    """The processes that compute the rows of a store: here this one, alone."""
+
+    index, count = 0, 1
+
+    def agree(self, decide: Callable[[], Any]) -> Any:
+        """What `decide` returns on the first process, for all of them: JSON values."""
+        return decide()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Returns when another process has made `ready()` true."""
+
+
 def complete(
     store: Store,
     rows: int,
     compute: Callable[[list[int]], PyTree],
     *,
-    width: int,
+    width: Callable[[int], int],
     done: Callable[[int], None],
+    group: Group | None = None,
 ) -> None:
     """Computes and saves those of the first `rows` rows that the store lacks.
 
-    `compute` takes `width` row numbers and returns arrays with that leading axis; the
-    last call is filled up by repeating a row. `done(k)` is told of k finished rows.
+    Of k missing rows `compute` takes `width(k)` row numbers at a time and returns
+    arrays with that leading axis; the last call is filled up by repeating a row. Batch
+    i is computed by process i modulo their number; each returns when all are there.
+    `done(k)` is told of k finished rows.
+
+    Raises:
+      InputError: processes of one group that work on different rows.
     """
-    missing = [row for row in range(rows) if row not in store]
+    group = group or Group()
+    name = f"{store.path.parent.name}/{store.path.name}"
+
+    def decide() -> dict[str, Any]:
+        missing = [row for row in range(rows) if row not in store]
+        size = width(len(missing)) if missing else 1
+        return {"store": name, "rows": rows, "missing": missing, "width": size}
+
+    plan = group.agree(decide)
+    if (plan["store"], plan["rows"]) != (name, rows):
+        raise InputError(
+            f"distributed: process {group.index} works on {rows} rows of {name}, "
+            f"process 0 on {plan['rows']} of {plan['store']}: do they read the same "
+            "data?"
+        )
+    missing, size = plan["missing"], plan["width"]
     done(rows - len(missing))
-    for first in range(0, len(missing), width):
-        wanted = missing[first : first + width]
-        batch = wanted + wanted[-1:] * (width - len(wanted))
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
+    for wanted in batches[group.index :: group.count]:
+        batch = wanted + wanted[-1:] * (size - len(wanted))
         results = jax.device_get(compute(batch))
         for i, row in enumerate(wanted):
             store.save(row, jax.tree.map(lambda x, i=i: x[i], results))
         done(len(wanted))
+    for i, wanted in enumerate(batches):
+        if i % group.count != group.index:
+            for row in wanted:
+                group.wait(functools.partial(store.__contains__, row))
+                done(1)
