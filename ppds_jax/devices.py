@@ -229,6 +229,7 @@ class Mapped:
         self._fn, self.layout = fn, layout
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self._programs: dict[Any, Any] = {}
+        self._needs: dict[Any, float] = {}
 
     def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
@@ -255,9 +256,7 @@ class Mapped:
 
     def program(self, shared: PyTree, rows: PyTree) -> Any:
         """The compiled program for these inputs, all rows in one call."""
-        args = shared, rows
-        kinds = [jax.typeof(x) for x in jax.tree.leaves(args)]
-        key = jax.tree.structure(args), tuple((x.shape, x.dtype) for x in kinds)
+        key = _kind((shared, rows))
         if key not in self._programs:
             self._programs[key] = self._jitted.lower(shared, rows).compile()
         return self._programs[key]
@@ -318,11 +317,11 @@ class Mapped:
     def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> float:
         """Bytes on each device, as the compiler counts them."""
         part = jax.tree.map(lambda x: _resized(x, chunk), rows)
-        used = self.program(shared, part).memory_analysis()
-        if used is None:  # not told by this backend
-            return 0
-        sizes = used.argument_size_in_bytes + used.output_size_in_bytes
-        return sizes + used.temp_size_in_bytes - used.alias_size_in_bytes
+        key = _kind((shared, part))
+        if key not in self._needs:  # counting takes as long as many a short chunk
+            used = self.program(shared, part).memory_analysis()
+            self._needs[key] = 0 if used is None else _bytes(used)  # None: not told
+        return self._needs[key]
 
     def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
         count, results = _count(rows), []
@@ -372,6 +371,17 @@ def map_shadows(
     """
     layout = mode if isinstance(mode, Layout) else Layout(mode, **options)
     return Mapped(fn, layout)
+
+
+def _kind(args: PyTree) -> Any:
+    """What a compiled program depends on."""
+    kinds = [jax.typeof(x) for x in jax.tree.leaves(args)]
+    return jax.tree.structure(args), tuple((x.shape, x.dtype) for x in kinds)
+
+
+def _bytes(used: Any) -> float:
+    sizes = used.argument_size_in_bytes + used.output_size_in_bytes
+    return sizes + used.temp_size_in_bytes - used.alias_size_in_bytes
 
 
 def _resized(x: Any, count: int) -> jax.ShapeDtypeStruct:

@@ -140,7 +140,7 @@ def fit_chunks(
     run = jax.jit(partial(_scan, method))
     for steps in _chunks(done, method.num_steps, chunk):
         state, info = run(step_key, state, data, method.public, steps)
-        if not _finite(state):
+        if not finite(state):
             raise FloatingPointError(
                 f"step {int(steps[0]) + 1} to {int(steps[-1]) + 1}: the state is not "
                 "finite: the training diverged, or a private step failed; nothing of "
@@ -151,7 +151,7 @@ def fit_chunks(
 
 
 @jax.jit
-def _finite(state: PyTree) -> jax.Array:
+def finite(state: PyTree) -> jax.Array:
     numbers = [
         x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)
     ]

@@ -1,13 +1,15 @@
 """Checkpoints of models in training: written by orbax, beside the training."""
 
+import contextlib
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ppds_jax.harness.store import from_host, on_host
 from ppds_jax.types import PyTree
 
 
@@ -28,13 +30,16 @@ class Checkpoints:
         if self._opened is None:
             import orbax.checkpoint as ocp  # 0.3 s, which short runs do without
 
-            here = jax.process_index()  # each process writes what is its own
-            alone = ocp.options.MultiprocessingOptions(here, {here}, f"process{here}")
+            logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each file
+            alone = ocp.options.MultiprocessingOptions()
+            if jax.process_count() > 1:  # each process writes what is its own
+                here = jax.process_index()
+                alone = ocp.options.MultiprocessingOptions(here, {here}, f"of{here}")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1,
                 cleanup_tmp_directories=True,
                 create=False,
-                multiprocessing_options=alone if jax.process_count() > 1 else None,
+                multiprocessing_options=alone,
             )
             self.path.mkdir(parents=True, exist_ok=True)
             self._opened = ocp.CheckpointManager(self.path.resolve(), options=options)
@@ -50,7 +55,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        arrays = {f"{i}": x for i, x in enumerate(_on_host(tree)) if x.size}
+        arrays = {f"{i}": x for i, x in enumerate(on_host(tree)) if x.size}
         arrays["number"] = np.int64(number)  # a checkpoint without arrays is refused
         self._manager.save(
             number,
@@ -68,13 +73,9 @@ class Checkpoints:
         arrays = self._read("Standard", "arrays")
         leaves = []
         for i, leaf in enumerate(jax.tree.leaves(like)):
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                words = jnp.asarray(arrays[f"{i}"])
-                leaves.append(jax.random.wrap_key_data(words, impl=_impl(leaf)))
-            else:
-                empty = np.zeros(leaf.shape, leaf.dtype)  # orbax stores none
-                leaves.append(arrays[f"{i}"] if empty.size else empty)
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+            kept = f"{i}" in arrays  # orbax takes no array of size 0
+            leaves.append(arrays[f"{i}"] if kept else np.zeros(leaf.shape, leaf.dtype))
+        return from_host(leaves, like)
 
     def _read(self, kind: str, item: str) -> Any:
         import orbax.checkpoint as ocp
@@ -92,17 +93,9 @@ class Checkpoints:
             self._opened = None
 
     def remove(self) -> None:
+        """Removes it, in one step: half of a checkpoint is none."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _on_host(tree: PyTree) -> list[np.ndarray]:
-    """All leaves as NumPy arrays, typed keys as their words."""
-    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    words = [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
-    return [np.asarray(x) for x in jax.device_get(words)]
-
-
-def _impl(key: Any) -> str:
-    """The generator of a typed key, given its shape and type only."""
-    return jax.random.key_impl(jnp.empty(key.shape, key.dtype))
+        gone = self.path.with_name(f".{self.path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

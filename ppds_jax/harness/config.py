@@ -73,6 +73,8 @@ class Runtime:
       mesh: devices of each process, as shadow=4,data=2; by default all along the first.
       at_once: shadow models in one vmap on each device; by default what fits.
       memory: what may be in use, as 4GB: by the process on a CPU, else on each device.
+      checkpoint_every: seconds of training between two checkpoints of the models in
+        training; 0 writes one after each chunk of steps.
       distributed: this is one of several processes that share the work.
       coordinator: host and port on which process 0 listens.
       num_processes: of the distributed run.
@@ -84,6 +86,7 @@ class Runtime:
     mesh: _Mesh | None = None
     at_once: int | None = None
     memory: _Memory | None = None
+    checkpoint_every: float = 60.0
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -96,6 +99,10 @@ class Runtime:
 
     def __post_init__(self) -> None:
         _ = self.layout  # checks it
+        if not self.checkpoint_every >= 0:
+            raise InputError(
+                f"checkpoint_every={self.checkpoint_every}: seconds, at least 0"
+            )
         named = ("coordinator", "num_processes", "process_id")
         given = [name for name in named if getattr(self, name) is not None]
         if given and (not self.distributed or len(given) < len(named)):
@@ -292,7 +299,7 @@ def main(
     `spreads` says that `run` shares its work between processes. A wrong input ends the
     process with exit code 2 and one line that says what to do; a full disk with 1;
     SIGTERM and SIGUSR1 with 75, Ctrl-C with 130. Finished work is kept in each case,
-    and the same command goes on from there.
+    after a signal also the models in training, and the same command goes on from there.
     """
 
     given = list(sys.argv[1:] if arguments is None else arguments)

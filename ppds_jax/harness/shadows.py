@@ -18,8 +18,10 @@ import numpy as np
 from ppds_jax.attacks.observe import Look, Observation, Questions
 from ppds_jax.devices import Layout, Mapped, map_shadows
 from ppds_jax.harness import config, hosts
-from ppds_jax.harness.store import Store, complete
-from ppds_jax.pipeline import Stage, run_stages
+from ppds_jax.harness.progress import Progress
+from ppds_jax.harness.store import Store, complete, stack
+from ppds_jax.harness.training import Batch, Trainer
+from ppds_jax.pipeline import Stage
 from ppds_jax.privacy.keys import secret_key
 from ppds_jax.types import Dataset, Published, PyTree
 
@@ -55,7 +57,8 @@ class Shadows:
       seed: of row m's key, fold_in(key(seed), m).
       runtime: how to run.
       secret: whether rows are trained with keys from the operating system instead, of
-        which none is stored; what the attacker does follows from the seed all the same.
+        which none is stored, and so no checkpoint either: a model that is interrupted
+        starts anew. What the attacker does follows from the seed all the same.
     """
 
     data: Dataset
@@ -65,14 +68,13 @@ class Shadows:
     runtime: config.Runtime
     secret: bool = False
 
-    def run(self, subject: Subject, done: Callable[[int], None]) -> Result:
+    def run(self, subject: Subject, done: Progress) -> Result:
         """Trains and observes what is not on disk yet; `done` counts finished work.
 
         The work of a subject is `cost(subject)` units.
         """
-        trained = self._train(subject, done)
+        load = self._train(subject, done)
         releases = _present(subject.observers)
-        load = functools.partial(trained.load, like=self._published(subject))
         observations = {
             release: _merged(
                 [
@@ -83,14 +85,6 @@ class Shadows:
             for release, views in releases.items()
         }
         return Result(observations, load)
-
-    def _published(self, subject: Subject) -> Published:
-        """Shapes and types of what one model publishes."""
-        return jax.eval_shape(
-            lambda key, data: run_stages(key, subject.stages, data),
-            jax.random.key(0),
-            self.data,
-        )
 
     def cost(self, subject: Subject) -> int:
         """Units of work: one for each model's training, and one for each view of it."""
@@ -109,28 +103,36 @@ class Shadows:
         )
         return re.sub(r"\W+", "-", subject.name) + "-" + identity
 
-    def _train(self, subject: Subject, done) -> Store:
+    def _train(self, subject: Subject, done: Progress) -> Callable[[int], Published]:
+        """Trains what is missing; returns the function that loads a row."""
         path = self.runtime.work_dir / "trained" / self._folder(subject)
         store = Store(path, config.as_json(subject.config))
+        trainer = Trainer(
+            subject.name,
+            subject.stages,
+            self.data,
+            self.runtime.layout,
+            None if self.secret else path / "checkpoints",
+            self.runtime.checkpoint_every,
+        )
 
-        def compute(rows: list[int]) -> PyTree:
-            published = Published()
+        def batch(rows: list[int]) -> Batch:
             keys = self._keys(rows)
             if self.secret:
                 keys = jnp.stack([secret_key() for _ in rows])
-            member = self.member[np.array(rows)]
-            for i, stage in enumerate(subject.stages):
-                run = _mapped_stage(stage.run, self.runtime.layout)
-                published = run(self._shared(stage, i), (keys, member, published))
-                _check_finite(subject, stage.release, rows, published)
-            return published
+            return Batch(rows, keys, self.member[np.array(rows)])
 
-        fitting = functools.partial(self._fitting, subject)
-        self._complete(store, compute, done, fitting)
-        return store
+        def compute(rows: list[int]) -> Published:
+            return trainer.train(rows, batch, done)
 
-    def _shared(self, stage: Stage, i: int) -> PyTree:
-        return self.data.image, self.data.label, stage.public, i
+        def saved(count: int) -> None:
+            trainer.forget()
+            done(count)
+
+        self._complete(
+            store, compute, done, saved, trainer.fitting, trainer.interrupted
+        )
+        return functools.partial(store.load, like=trainer.published)
 
     def _observe(
         self,
@@ -149,8 +151,7 @@ class Shadows:
         store = Store(path / f"{release}-{seen}")
 
         def compute(rows: list[int]) -> Observation:
-            artefacts = [getattr(load(row), release) for row in rows]
-            seen = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
+            seen = stack([getattr(load(row), release) for row in rows])
             for i, look in enumerate(looks):
                 run = _mapped_look(look, self.runtime.layout)
                 seen = run((self.questions, i), (self._keys(rows), seen))
@@ -160,8 +161,7 @@ class Shadows:
         like = getattr(load(0), release)
         for look in looks:
             like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
-        rows = [store.load(row, like) for row in range(len(self.member))]
-        seen = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        seen = stack([store.load(row, like) for row in range(len(self.member))])
         _check_finite(subject, release, list(range(len(self.member))), seen)
         return seen
 
@@ -169,7 +169,15 @@ class Shadows:
         base = jax.random.key(self.seed)
         return jax.vmap(lambda row: jax.random.fold_in(base, row))(jnp.array(rows))
 
-    def _complete(self, store: Store, compute, done, fitting=lambda rows: rows):
+    def _complete(
+        self,
+        store: Store,
+        compute: Callable[[list[int]], PyTree],
+        done: Progress,
+        saved: Callable[[int], None] | None = None,
+        fitting: Callable[[int], int] = lambda rows: rows,
+        interrupted: Callable[[], list[list[int]]] = list,
+    ) -> None:
         """Computes this process's share of the rows, and waits for the others."""
         layout, group = self.runtime.layout, hosts.current()
 
@@ -180,25 +188,17 @@ class Shadows:
             store.note(layout.described(size) | {"processes": group.count})
             return size
 
-        rows = len(self.member)
-        complete(store, rows, compute, width=width, done=done, group=group)
-
-    def _fitting(self, subject: Subject, rows: int) -> int:
-        """How many of `rows` models every stage can train in one call."""
-        whole = self._published(subject)
-        key = jax.eval_shape(lambda: jax.random.key(self.seed))
-        row: tuple = key, jax.typeof(self.member[0]), Published()
-        for i, stage in enumerate(subject.stages):
-            like = jax.tree.map(functools.partial(_stacked, rows), row)
-            run = _mapped_stage(stage.run, self.runtime.layout)
-            rows = run.chunk(self._shared(stage, i), like)
-            released = {stage.release: getattr(whole, stage.release)}
-            row = *row[:2], row[2]._replace(**released)
-        return rows
-
-
-def _stacked(rows: int, x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
+        complete(
+            store,
+            len(self.member),
+            compute,
+            width=width,
+            done=saved or done,
+            found=done.found,
+            layout=layout.described() | {"processes": group.count},
+            interrupted=interrupted,
+            group=group,
+        )
 
 
 def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:
@@ -227,20 +227,6 @@ def _merged(views: list[Observation]) -> Observation:
 
 
 _ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with it
-
-
-@functools.cache
-def _mapped_stage(run: Callable, layout: Layout) -> Mapped:
-    """A stage over rows. Cached, so that pipelines with a stage in common compile it
-    once."""
-
-    def one(shared, row):
-        image, label, public, i = shared
-        key, member, published = row
-        data = Dataset(image, label, member)
-        return run(jax.random.fold_in(key, i), data, published, public)
-
-    return map_shadows(one, layout)
 
 
 @functools.cache

@@ -66,11 +66,13 @@ def stop() -> None:
 def held() -> Iterator[Callable[[], bool]]:
     """Within it a first signal waits; yields whether one does. Then save, and leave.
 
+    Inside another `held` it sees the signal that waits there, too.
+
     Raises:
       Stopped: on leaving, if a signal came.
     """
     global _held
-    _held, outer = [], _held
+    _held, outer = list(_held or []), _held
     waiting = _held
     try:
         yield lambda: bool(waiting)
