@@ -127,8 +127,8 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     )
     rows = here.rows()
     if rows is None:
-        devices.prepare()
-        made = [_made(cfg, images, method) for method in cfg.methods]
+        devices.prepare(runtime.layout)
+        made = [_made(cfg, images, method, runtime) for method in cfg.methods]
         here.start()
         names = config.names(cfg.methods)
         if cfg.checks:
@@ -171,7 +171,9 @@ def _checked(cfg: Config) -> Images:
     return images
 
 
-def _made(cfg: Config, images: Images, method: Any) -> tuple[Player, Player, str]:
+def _made(
+    cfg: Config, images: Images, method: Any, runtime: config.Runtime
+) -> tuple[Player, Player, str]:
     """Players with one record and with many, and the neighbours of the claim."""
     shape, budget = images.x_train.shape[1:], Budget(cfg.epsilon, cfg.delta)
     players = []
@@ -188,7 +190,7 @@ def _made(cfg: Config, images: Images, method: Any) -> tuple[Player, Player, str
         if size == cfg.num_private:
             image[0] = 255  # the canary: as bright as may be
         data = Dataset(jnp.asarray(image), jnp.asarray(label), jnp.ones(size, bool))
-        players.append(player(made, twin, data))
+        players.append(player(made, twin, data, runtime.layout))
     return players[0], players[1], NAMES[made.guarantee.neighbours]
 
 

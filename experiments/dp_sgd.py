@@ -118,8 +118,8 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     )
     rows = here.rows()
     if rows is None:
-        devices.prepare()
-        rows = _compute(cfg, images, here)
+        devices.prepare(runtime.layout)
+        rows = _compute(cfg, images, here, runtime)
     for row in rows:
         print(
             f"{row['data']}, {row['classifier']}: accuracy {row['accuracy']:.4f} at "
@@ -146,13 +146,13 @@ def _checked(cfg: Config) -> Images:
     return load(cfg.data)
 
 
-def _compute(cfg: Config, images: Images, here: Run) -> list[Row]:
+def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
     spec = DataSpec(images.x_train.shape[1:], images.num_classes, len(images.x_train))
     made = [m.make(spec, Budget(cfg.epsilon, cfg.delta)) for m in cfg.classifiers]
     here.start()
     member = jnp.ones(spec.num_members, bool)
     data = Dataset(jnp.asarray(images.x_train), jnp.asarray(images.y_train), member)
-    place = environment()
+    place = environment(runtime.layout)
     machine = "{num_devices} x {devices[0]}, {cores} cores".format(**place)
     rows = []
     for method, classifier in zip(cfg.classifiers, made, strict=True):

@@ -32,7 +32,7 @@ from ppds_jax.attacks.observe import Known, Questions, known
 from ppds_jax.classifiers import CNN
 from ppds_jax.data.load import Images, load
 from ppds_jax.generators import VAE, DPMerf, Independent, Memoriser
-from ppds_jax.harness import config
+from ppds_jax.harness import config, hosts
 from ppds_jax.harness.attack_report import write_attack_report
 from ppds_jax.harness.attacking import attack_all
 from ppds_jax.harness.controls import INDEPENDENT, MEMORISER
@@ -190,14 +190,16 @@ def run(cfg: Config | Again, runtime: config.Runtime | None = None) -> list[Row]
     rows = here.rows()
     if rows is None:
         if isinstance(cfg, Config) and not evidence.exists():
-            devices.prepare()
+            devices.prepare(runtime.layout)
             _observe(cfg, images, here, runtime, evidence)
+        hosts.only_first()
         here.start()
         rows, curves = attack_all(
             Evidence(evidence), fpr=cfg.fpr, num_resamples=cfg.num_resamples
         )
         here.save("curves", curves)
         here.finish(rows)
+    hosts.only_first()
     print(write_attack_report(here.path, rows, Evidence(evidence)))
     return rows
 
@@ -338,6 +340,7 @@ def _observe(
                     np.stack([x.image for x in first]),
                     np.stack([x.label for x in first]),
                 )
+    hosts.only_first()
     facts = {
         "data": Path(cfg.data).name,
         "design": "canaries" if cfg.canaries else "half",
@@ -365,4 +368,4 @@ def _features(questions: Questions, classes: int, audited: int) -> list[np.ndarr
 
 
 if __name__ == "__main__":
-    config.main(run, PRESETS)
+    config.main(run, PRESETS, spreads=True)

@@ -32,7 +32,7 @@ from ppds_jax.attacks.signals import SIGNALS
 from ppds_jax.classifiers import CNN, DPCNN
 from ppds_jax.data.load import Images, load
 from ppds_jax.generators import ALL, VAE, ClassMean, DPMerf, Independent, Memoriser
-from ppds_jax.harness import config
+from ppds_jax.harness import config, hosts
 from ppds_jax.harness.controls import ANEW, INDEPENDENT, MEMORISER
 from ppds_jax.harness.plots import ten_of_each
 from ppds_jax.harness.progress import progress
@@ -180,8 +180,9 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     )
     rows = here.rows()
     if rows is None:
-        devices.prepare()
+        devices.prepare(runtime.layout)
         rows = _compute(cfg, images, here, runtime)
+    hosts.only_first()
     print(write_report(here.path, rows))
     return rows
 
@@ -195,6 +196,7 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
     with progress(sum(map(shadows.cost, subjects)), "shadow models") as done:
         for subject in subjects:
             results[subject.name] = shadows.run(subject, done)
+    hosts.only_first()
     rows, curves = [], {}
     with progress(len(subjects), "attacks") as done:
         for subject in subjects:
@@ -347,4 +349,4 @@ def _pictures(images: Images, shadows: Shadows, results: dict[str, Result]) -> d
 
 
 if __name__ == "__main__":
-    config.main(run, PRESETS)
+    config.main(run, PRESETS, spreads=True)

@@ -19,6 +19,7 @@ from ppds_jax.types import InputError, PyTree
 
 Mode = Literal["auto", "map", "vmap", "shard-map", "shard-vmap"]
 SHADOW_AXIS, DATA_AXIS = "shadow", "data"
+BETWEEN_SAVES = 64  # models in one vmap on a device, where nothing else bounds them
 
 
 def prepare(layout: "Layout | None" = None) -> None:
@@ -96,7 +97,7 @@ def data_mesh(count: int | None = None) -> Iterator[Mesh]:
 
     Only the gradients are spread: the clipped sum is one, and so is its noise.
     """
-    devices = np.array(jax.devices()[:count])
+    devices = np.array(jax.local_devices()[:count])
     mesh = Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         yield mesh
@@ -122,7 +123,8 @@ class Layout:
         "auto" takes `default_mode()`.
       mesh: devices along the axes (shadow, data), or None for all along the first. Each
         private batch is spread over the devices of the second.
-      at_once: models in one vmap on each device, or None for as many as there are.
+      at_once: models in one vmap on each device, or None for as many as fit into
+        memory.
       memory: bytes that may be in use (by this process on a CPU, on each device
         elsewhere), or None for what is free.
     """
@@ -136,6 +138,11 @@ class Layout:
         if self.mode not in get_args(Mode):
             modes = ", ".join(get_args(Mode))
             raise InputError(f"mode={self.mode!r}: use one of {modes}")
+        sizes = {"at_once": self.at_once, "memory": self.memory}
+        sizes |= {"mesh": min(self.mesh or (1, 1))}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value}: must be at least 1")
         if self.mesh and self.mode in ("map", "vmap"):
             raise InputError(
                 f"mode={self.mode!r}: uses one device; for a mesh, shard-{self.mode}"
@@ -184,19 +191,30 @@ class Layout:
         """The same arrays on every device."""
         return NamedSharding(self._mesh, PartitionSpec())
 
-    def width(self) -> int:
-        """How many models one call should take, so that work is saved often."""
-        each = (self.at_once or 1) if self.resolved.endswith("vmap") else 1
+    def width(self, rows: int) -> int:
+        """How many of `rows` models are computed between two saves, memory permitting.
+
+        One on each device where they are trained in turn; in one vmap as many as there
+        are, up to a bound, so that work is saved now and then.
+        """
+        each = 1
+        if self.resolved.endswith("vmap"):
+            here = -(-rows // self.shape[0])
+            each = self.at_once or max(1, min(here, BETWEEN_SAVES))
         return self.shape[0] * each
 
-    def described(self) -> dict[str, Any]:
-        """What the last bits of a result depend on, for records."""
+    def described(self, width: int | None = None) -> dict[str, Any]:
+        """What the last bits of a result depend on, for records.
+
+        `width` is the number of models in one call, where that is known.
+        """
+        each = self.at_once if self.resolved.endswith("vmap") else 1
         return {
             "mapper": self.resolved,
             "shadow_devices": self.shape[0],
             "data_devices": self.shape[1],
-            "width_per_device": self.width() // self.shape[0],
-            "device": jax.devices()[0].device_kind,
+            "width_per_device": width // self.shape[0] if width else each,
+            "device": jax.local_devices()[0].device_kind,
             "jax": jax.__version__,
         }
 
@@ -224,6 +242,7 @@ class Mapped:
         self._fn, self.layout = fn, layout
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self._programs: dict[Any, Any] = {}
+        self._needs: dict[Any, float] = {}
 
     def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
@@ -233,7 +252,7 @@ class Mapped:
         """
         shared = self._put(shared, "everywhere")
         while True:
-            chunk = self._chunk(shared, rows)
+            chunk = self.chunk(shared, rows)
             try:
                 return self._run(shared, rows, chunk)
             except jax.errors.JaxRuntimeError as error:
@@ -250,9 +269,7 @@ class Mapped:
 
     def program(self, shared: PyTree, rows: PyTree) -> Any:
         """The compiled program for these inputs, all rows in one call."""
-        args = shared, rows
-        kinds = tuple(jax.typeof(x) for x in jax.tree.leaves(args))
-        key = jax.tree.structure(args), kinds
+        key = _kind((shared, rows))
         if key not in self._programs:
             self._programs[key] = self._jitted.lower(shared, rows).compile()
         return self._programs[key]
@@ -282,8 +299,11 @@ class Mapped:
             out_shardings=layout.rows,
         )
 
-    def _chunk(self, shared: PyTree, rows: PyTree) -> int:
-        """Rows in one call: the most that fit, in calls of equal size."""
+    def chunk(self, shared: PyTree, rows: PyTree) -> int:
+        """Rows in one call: the most that fit, in calls of equal size.
+
+        Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
+        """
         devices, count = self.layout.shape[0], _count(rows)
         most = -(-count // devices) * devices
         if self.layout.at_once and self.layout.resolved.endswith("vmap"):
@@ -309,11 +329,12 @@ class Mapped:
 
     def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> float:
         """Bytes on each device, as the compiler counts them."""
-        used = self.program(shared, self._part(rows, 0, chunk)).memory_analysis()
-        if used is None:  # not told by this backend
-            return 0
-        sizes = used.argument_size_in_bytes + used.output_size_in_bytes
-        return sizes + used.temp_size_in_bytes - used.alias_size_in_bytes
+        part = jax.tree.map(lambda x: _resized(x, chunk), rows)
+        key = _kind((shared, part))
+        if key not in self._needs:  # counting takes as long as many a short chunk
+            used = self.program(shared, part).memory_analysis()
+            self._needs[key] = 0 if used is None else _bytes(used)  # None: not told
+        return self._needs[key]
 
     def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
         count, results = _count(rows), []
@@ -365,9 +386,20 @@ def map_shadows(
     return Mapped(fn, layout)
 
 
-def width(mode: Mode = "auto", at_once: int = 16) -> int:
-    """How many rows one call of a mapped program should take. See `Layout.width`."""
-    return Layout(mode, at_once=at_once).width()
+def _kind(args: PyTree) -> Any:
+    """What a compiled program depends on."""
+    kinds = [jax.typeof(x) for x in jax.tree.leaves(args)]
+    return jax.tree.structure(args), tuple((x.shape, x.dtype) for x in kinds)
+
+
+def _bytes(used: Any) -> float:
+    sizes = used.argument_size_in_bytes + used.output_size_in_bytes
+    return sizes + used.temp_size_in_bytes - used.alias_size_in_bytes
+
+
+def _resized(x: Any, count: int) -> jax.ShapeDtypeStruct:
+    kind = jax.typeof(x)
+    return jax.ShapeDtypeStruct((count, *kind.shape[1:]), kind.dtype)
 
 
 def _count(rows: PyTree) -> int:

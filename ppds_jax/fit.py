@@ -1,7 +1,8 @@
-"""Training: one compiled scan over a method's steps, whole or in chunks.
+"""Training: a method's steps as one pure function, whole or in chunks.
 
-No algorithm knows whether it is run by `fit` (inside jit, vmap or shard_map) or by
-`fit_chunks` (from the host, with progress and checkpoints): both give the same bits.
+No algorithm knows how it is run: by `fit` (one scan, inside jit, vmap or shard_map), by
+`begin` and `advance` (chunks whose ends are traced: one program for all of them), or by
+`fit_chunks` (from the host, with a callback). All give the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Int32
 
 from ppds_jax.devices import loop_body
 from ppds_jax.types import Dataset, InitFn, InputError, Key, PyTree, StepFn
@@ -34,11 +36,42 @@ def _keys(key: Key) -> tuple[Key, Key]:
     return init_key, step_key
 
 
-def _scan(method: Method, key: Key, state, data: Dataset, public, steps):
-    def body(state, t):
+def _step(method: Method, key: Key, data: Dataset, public):
+    def step(state, t):
         return method.step(jax.random.fold_in(key, t), state, data, public)
 
-    return lax.scan(loop_body(body), state, steps)
+    return loop_body(step)
+
+
+def _scan(method: Method, key: Key, state, data: Dataset, public, steps):
+    return lax.scan(_step(method, key, data, public), state, steps)
+
+
+def begin(
+    key: Key, method: Method, data: Dataset, public: PyTree = None, start: PyTree = None
+) -> PyTree:
+    """The state before the first step. Arguments as for `fit`."""
+    public = method.public if public is None else public
+    return method.init(_keys(key)[0], data, public, start)
+
+
+def advance(
+    key: Key,
+    method: Method,
+    state: PyTree,
+    data: Dataset,
+    first: int | Int32[Array, ""],
+    last: int | Int32[Array, ""],
+    public: PyTree = None,
+) -> PyTree:
+    """The state after `last` steps, from that after `first`; both may be traced.
+
+    From the state of `begin`, steps 0 to `num_steps` make the run of `fit`, and where
+    it is cut changes no bit. The other arguments are as for `fit`.
+    """
+    public = method.public if public is None else public
+    step = _step(method, _keys(key)[1], data, public)
+    return lax.fori_loop(first, last, lambda t, state: step(state, t)[0], state)
 
 
 def fit(
@@ -60,9 +93,9 @@ def fit(
     **Privacy:** what `method.guarantee` says, once; nothing is added here.
     """
     public = method.public if public is None else public
-    init_key, step_key = _keys(key)
-    state = method.init(init_key, data, public, start)
-    return _scan(method, step_key, state, data, public, jnp.arange(method.num_steps))
+    state = begin(key, method, data, public, start)
+    steps = jnp.arange(method.num_steps)
+    return _scan(method, _keys(key)[1], state, data, public, steps)
 
 
 def fit_chunks(
@@ -107,7 +140,7 @@ def fit_chunks(
     run = jax.jit(partial(_scan, method))
     for steps in _chunks(done, method.num_steps, chunk):
         state, info = run(step_key, state, data, method.public, steps)
-        if not _finite(state):
+        if not finite(state):
             raise FloatingPointError(
                 f"step {int(steps[0]) + 1} to {int(steps[-1]) + 1}: the state is not "
                 "finite: the training diverged, or a private step failed; nothing of "
@@ -118,7 +151,7 @@ def fit_chunks(
 
 
 @jax.jit
-def _finite(state: PyTree) -> jax.Array:
+def finite(state: PyTree) -> jax.Array:
     numbers = [
         x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)
     ]

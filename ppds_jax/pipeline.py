@@ -1,16 +1,17 @@
 """Generation, sampling and classification, composed into one pure function.
 
 The composition is written once, as a sequence of stages: `run_stages` runs it as one
-pure function, and the shadow game maps the same stages over membership rows.
+pure function, and the shadow game maps the same stages over membership rows, in chunks
+of steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from ppds_jax.fit import fit
+from ppds_jax.fit import Method, advance, begin, fit
 from ppds_jax.privacy.accounting import compose
 from ppds_jax.types import (
     Classifier,
@@ -26,46 +27,84 @@ from ppds_jax.types import (
 )
 
 
+class Begin(Protocol):
+    """Makes a stage's first state from what the stages before it have published."""
+
+    def __call__(
+        self, key: Key, data: Dataset, published: Published, public: PyTree
+    ) -> PyTree: ...
+
+
+class Advance(Protocol):
+    """Takes a stage's state from step `first` to step `last`, both traced."""
+
+    def __call__(
+        self,
+        key: Key,
+        state: PyTree,
+        data: Dataset,
+        published: Published,
+        public: PyTree,
+        first: Any,
+        last: Any,
+    ) -> PyTree: ...
+
+
 class Stage(NamedTuple):
     """One stage: it adds one release to what the stages before it have published.
 
-    `run(key, data, published, public)` is pure; `public` is the stage's public arrays.
+    Its state after `begin` and all `num_steps` is what it releases. Both functions are
+    pure, and take the same key; `public` is the stage's public arrays. A stage that
+    does not train has no steps, and nothing to advance.
     """
 
     release: str
-    run: Callable[[Key, Dataset, Published, PyTree], Published]
+    begin: Begin
+    advance: Advance | None = None
+    num_steps: int = 0
     public: PyTree = ()
+
+    def publish(self, published: Published, state: PyTree) -> Published:
+        return published._replace(**{self.release: state})
 
 
 def generation(generator: Generator) -> Stage:
     """Fits the generator to the private images."""
-
-    def run(key, data, published, public):
-        return published._replace(generator=fit(key, generator, data, public)[0])
-
-    return Stage("generator", run, generator.public)
+    return _training("generator", generator, lambda data, published: data)
 
 
 def sampling(generator: Generator, sampler: Sampler) -> Stage:
     """Draws the synthetic images from the fitted generator."""
 
-    def run(key, data, published, public):
+    def draw(key, data, published, public):
         source = generator._replace(public=public)
-        images = sampler.draw(key, source, published.generator, data)
-        return published._replace(images=images)
+        return sampler.draw(key, source, published.generator, data)
 
-    return Stage("images", run, generator.public)
+    return Stage("images", draw, public=generator.public)
 
 
 def classification(classifier: Classifier) -> Stage:
     """Trains the classifier on the synthetic images, or, without any, on the data."""
 
-    def run(key, data, published, public):
-        if published.images is not None:
-            data = as_dataset(published.images)
-        return published._replace(classifier=fit(key, classifier, data, public)[0])
+    def source(data, published):
+        return data if published.images is None else as_dataset(published.images)
 
-    return Stage("classifier", run, classifier.public)
+    return _training("classifier", classifier, source)
+
+
+def _training(
+    release: str, method: Method, source: Callable[[Dataset, Published], Dataset]
+) -> Stage:
+    """A stage that fits a method to what `source` takes from the data or releases."""
+
+    def start(key, data, published, public):
+        return begin(key, method, source(data, published), public)
+
+    def go_on(key, state, data, published, public, first, last):
+        data = source(data, published)
+        return advance(key, method, state, data, first, last, public)
+
+    return Stage(release, start, go_on, method.num_steps, method.public)
 
 
 def as_dataset(images: Synthetic) -> Dataset:
@@ -109,7 +148,11 @@ def run_stages(key: Key, stages: Sequence[Stage], data: Dataset) -> Published:
     published = Published()
     for i, stage in enumerate(stages):
         stage_key = jax.random.fold_in(key, i)
-        published = stage.run(stage_key, data, published, stage.public)
+        state = stage.begin(stage_key, data, published, stage.public)
+        if stage.advance is not None:
+            rest = data, published, stage.public, 0, stage.num_steps
+            state = stage.advance(stage_key, state, *rest)
+        published = stage.publish(published, state)
     return published
 
 

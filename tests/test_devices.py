@@ -91,7 +91,7 @@ def test_rows_that_do_not_fit_go_in_chunks(monkeypatch):
     needs = [mapped._need(SHARED, rows(16), chunk) for chunk in (1, 5, 16)]
     assert needs == sorted(needs)
     free["bytes"] = needs[1]
-    assert mapped._chunk(SHARED, rows(16)) in (4, 5)
+    assert mapped.chunk(SHARED, rows(16)) in (4, 5)
     np.testing.assert_allclose(mapped(SHARED, rows(16)), whole, atol=1e-5)
     free["bytes"] = needs[0] - 1
     with pytest.raises(InputError, match=r"memory=1GB: a shadow model on each of 1"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ppds_jax.devices import map_shadows
-from ppds_jax.fit import fit, fit_chunks
+from ppds_jax.fit import advance, begin, fit, fit_chunks
 from ppds_jax.pipeline import (
     classification,
     generation,
@@ -83,6 +83,20 @@ def test_chunks_and_resumption_equal_one_scan_bitwise(config, digits):
     assert_equal(fit_chunks(key(), method, digits, chunk=4, callback=keep), whole)
     if len(seen) > 1:
         assert_equal(fit_chunks(key(), method, digits, chunk=4, resume=seen[0]), whole)
+
+
+@pytest.mark.parametrize("config", METHODS, ids=name)
+def test_one_program_for_chunks_of_any_size_equals_one_scan_bitwise(config, digits):
+    method = made(config)
+    state = jax.jit(lambda key, data: begin(key, method, data))(key(), digits)
+    chex.clear_trace_counter()
+    counted = method._replace(step=chex.assert_max_traces(method.step, n=1))
+    run = jax.jit(lambda key, *args: advance(key, counted, *args))
+    done = 0
+    for chunk in (1, 2, method.num_steps):
+        last = min(done + chunk, method.num_steps)
+        state, done = run(key(), state, digits, done, last), last
+    assert_equal(state, fitted(config, digits))
 
 
 @pytest.mark.parametrize("config", METHODS, ids=name)

@@ -42,7 +42,7 @@ def test_only_missing_rows_are_computed_and_told_of(tmp_path):
         return np.array(rows) * 10
 
     def again():
-        complete(store, 5, compute, width=2, done=told.append)
+        complete(store, 5, compute, width=lambda missing: 2, done=told.append)
 
     store.save(1, np.array(10))
     with pytest.raises(KeyboardInterrupt):
@@ -50,6 +50,6 @@ def test_only_missing_rows_are_computed_and_told_of(tmp_path):
     compute_all, asked[:] = asked[:], []
     assert compute_all == [[0, 2], [3, 4]]
     assert told == [1, 2]
-    complete(store, 3, compute, width=2, done=told.append)
+    complete(store, 3, compute, width=lambda missing: 2, done=told.append)
     assert asked == []
     assert [int(store.load(i, 0)) for i in range(3)] == [0, 10, 20]

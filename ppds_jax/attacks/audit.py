@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from scipy import optimize, stats
 
-from ppds_jax.devices import map_shadows, width
+from ppds_jax.devices import Layout, map_shadows
 from ppds_jax.fit import fit
 from ppds_jax.privacy.accounting import ADD_OR_REMOVE, epsilon, gaussian
 from ppds_jax.privacy.flow import collect, program
@@ -143,12 +143,15 @@ class Player(NamedTuple):
     twin: Callable[[Any, Bool[Array, "r n"]], Views]
 
 
-def player(method: Any, twin: Any, data: Dataset) -> Player:
-    """Both as compiled functions, over all devices."""
-    return Player(_runner(method, data), _runner(twin, data))
+def player(
+    method: Any, twin: Any, data: Dataset, layout: Layout | None = None
+) -> Player:
+    """Both as compiled functions; over all devices, unless a layout says otherwise."""
+    layout = layout or Layout()
+    return Player(_runner(method, data, layout), _runner(twin, data, layout))
 
 
-def _runner(method: Any, data: Dataset) -> Callable:
+def _runner(method: Any, data: Dataset, layout: Layout) -> Callable:
     start = program(method.init, (1,), jax.random.key(0), data, method.public)
     if not start.mechanisms:  # nothing private in it: an attacker may know the start
         init = method.init
@@ -169,16 +172,12 @@ def _runner(method: Any, data: Dataset) -> Callable:
         state, found = collect(whole)(key, Dataset(image, label, member))
         return flat([access.released for access in found]), flat(state)
 
-    mapped = map_shadows(one)
+    mapped = map_shadows(one, layout)
 
     def run(keys, member):
-        rows, step = len(member), width()
-        pad = -rows % step  # a sharded map takes whole rounds of devices
-        keys = jnp.concatenate([keys, keys[:pad]])
-        member = jnp.concatenate([jnp.asarray(member), jnp.asarray(member[:pad])])
         shared = data.image, data.label, method.public
-        views = mapped(shared, (keys, member))
-        return tuple(np.asarray(view, np.float64)[:rows] for view in views)
+        views = mapped(shared, (keys, jnp.asarray(member)))
+        return tuple(np.asarray(view, np.float64) for view in views)
 
     return run
 

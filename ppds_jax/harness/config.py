@@ -9,12 +9,14 @@ import ast
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,28 +26,97 @@ from typing import Annotated, Any
 import tyro
 
 import ppds_jax
-from ppds_jax.devices import Mode
-from ppds_jax.harness import signals
+from ppds_jax.devices import Layout, Mode
+from ppds_jax.harness import hosts, signals, words
 from ppds_jax.types import InputError
+
+
+class _Refused(Exception):
+    """An InputError on its way through tyro."""
+
+
+def _word(parse: Callable[[str], Any], show: Callable[[Any], str], metavar: str) -> Any:
+    """A tyro annotation: one word, read by `parse`."""
+
+    def checked(given: list[str]) -> Any:
+        try:
+            return parse(given[0])
+        except InputError as error:  # tyro would fold a ValueError into a box
+            raise _Refused(str(error)) from error
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=checked,
+        is_instance=lambda value: value is not None,
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
+_Mesh = Annotated[
+    tuple[int, int], _word(words.mesh, words.mesh_text, "shadow=N[,data=N]")
+]
+_Memory = Annotated[int, _word(words.memory, str, "BYTES")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """How an experiment runs; none of it changes the result.
+    """How an experiment runs; none of it changes the result beyond float rounding.
+
+    On SLURM and on TPU pods `--distributed` is all that a process must be told; else
+    also `--coordinator HOST:PORT --num-processes N --process-id I`, where I counts from
+    0 and HOST is that of process 0, as in `localhost:12345` for several on one machine.
 
     Attributes:
-      work_dir: where runs are kept.
-      mode: how shadow models are mapped (see `ppds_jax.devices.map_shadows`).
-      at_once: shadow models in one vmap on each device.
+      work_dir: where runs are kept; of a distributed run, common to all hosts.
+      mode: how shadow models are mapped (see `ppds_jax.devices.Layout`).
+      mesh: devices of each process, as shadow=4,data=2; by default all along the first.
+      at_once: shadow models in one vmap on each device; by default what fits.
+      memory: what may be in use, as 4GB: by the process on a CPU, else on each device.
+      checkpoint_every: seconds of training between two checkpoints of the models in
+        training; 0 writes one after each chunk of steps.
+      distributed: this is one of several processes that share the work.
+      coordinator: host and port on which process 0 listens.
+      num_processes: of the distributed run.
+      process_id: which of them this one is.
     """
 
     work_dir: Path = Path("runs")
     mode: Mode = "auto"
-    at_once: int = 16
+    mesh: _Mesh | None = None
+    at_once: int | None = None
+    memory: _Memory | None = None
+    checkpoint_every: float = 60.0
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """How shadow models lie on the devices of this process."""
+        return Layout(self.mode, self.mesh, self.at_once, self.memory)
 
     def __post_init__(self) -> None:
-        if self.at_once < 1:
-            raise InputError(f"at_once={self.at_once}: must be at least 1")
+        _ = self.layout  # checks it
+        if not self.checkpoint_every >= 0:
+            raise InputError(
+                f"checkpoint_every={self.checkpoint_every}: seconds, at least 0"
+            )
+        named = ("coordinator", "num_processes", "process_id")
+        given = [name for name in named if getattr(self, name) is not None]
+        if given and (not self.distributed or len(given) < len(named)):
+            raise InputError(
+                f"{', '.join(given)}: give all of distributed, {', '.join(named)}, or "
+                "distributed alone on SLURM and TPU pods"
+            )
+        if self.coordinator and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise InputError(f"coordinator={self.coordinator!r}: write HOST:PORT")
+        if given and not 0 <= (self.process_id or 0) < (self.num_processes or 0):
+            raise InputError(
+                f"process_id={self.process_id}: from 0 to num_processes - 1; there are "
+                f"{self.num_processes}"
+            )
         path = self.work_dir
         while not path.exists():
             path = path.parent
@@ -198,10 +269,6 @@ def _module(place: str, text: str) -> Any:
     return module
 
 
-class _Refused(Exception):
-    """An InputError on its way through tyro."""
-
-
 def methods_from(registry: Iterable[type]) -> Any:
     """A tyro annotation: a tuple of methods, given by name on the command line."""
 
@@ -224,22 +291,31 @@ def main(
     run: Callable[[Any, Runtime], Any],
     presets: dict[str, tuple[str, Any]],
     arguments: list[str] | None = None,
+    *,
+    spreads: bool = False,
 ) -> Any:
     """The command line of an experiment: a preset, then options that override it.
 
-    A wrong input ends the process with exit code 2 and one line that says what to do; a
-    full disk with 1; SIGTERM and SIGUSR1 with 75, Ctrl-C with 130. Finished work is
-    kept in each case, and the same command goes on from there.
+    `spreads` says that `run` shares its work between processes. A wrong input ends the
+    process with exit code 2 and one line that says what to do; a full disk with 1;
+    SIGTERM and SIGUSR1 with 75, Ctrl-C with 130. Finished work is kept in each case,
+    after a signal also the models in training, and the same command goes on from there.
     """
 
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         subcommands = {
             name: (text, _command(config)) for name, (text, config) in presets.items()
         }
-        command = tyro.extras.overridable_config_cli(subcommands, args=words)
-        with signals.watched(), _brief_warnings():
+        command = tyro.extras.overridable_config_cli(subcommands, args=given)
+        if command.runtime.distributed and not spreads:
+            raise InputError("distributed: this experiment runs in one process")
+        work = identity(run.__module__, command.config, code())
+        together = hosts.together(command.runtime, work)
+        with signals.watched(), _brief_warnings(), together:
             return run(command.config, command.runtime)
+    except hosts.Left:
+        return None
     except (InputError, _Refused) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppds_jax.harness import config
+from ppds_jax.devices import Layout
+from ppds_jax.harness import config, hosts
 from ppds_jax.harness.store import replacing, write_json
 
 Row = dict[str, Any]  # one line of a table; plain JSON values, infinity as "inf"
@@ -29,6 +30,7 @@ class Run:
     def __init__(self, runtime: config.Runtime, name: str, cfg: Any, *more: Any):
         self.path = runtime.work_dir / f"{name}-{config.identity(cfg, *more)}"
         self._config = {"experiment": name, "config": config.as_json(cfg)}
+        self._layout = runtime.layout
 
     def rows(self) -> list[Row] | None:
         """The rows of a finished run, or None."""
@@ -38,8 +40,9 @@ class Run:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def start(self) -> None:
-        write_json(self.path / "config.json", self._config)
-        write_json(self.path / "env.json", environment())
+        if hosts.current().index == 0:
+            write_json(self.path / "config.json", self._config)
+            write_json(self.path / "env.json", environment(self._layout))
 
     def save(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Keeps arrays for the report as NAME.npz."""
@@ -72,8 +75,8 @@ def plain(row: Any) -> Row:
     }
 
 
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the command that made a run."""
+def environment(layout: Layout | None = None) -> dict[str, Any]:
+    """The machine, the versions, the layout and the command that made a run."""
     names = "ppds_jax jax jaxlib flax optax dm-haiku numpy jax-privacy dp-accounting"
     return {
         "command": _command(),
@@ -82,6 +85,8 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "num_devices": jax.device_count(),
+        "processes": hosts.current().count,
+        "layout": (layout or Layout()).described(),
         "versions": {name: _version(name) for name in names.split()},
         "revision": _revision(),
     }

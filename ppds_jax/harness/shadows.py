@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppds_jax import devices
 from ppds_jax.attacks.observe import Look, Observation, Questions
-from ppds_jax.harness import config
-from ppds_jax.harness.store import Store, complete
-from ppds_jax.pipeline import Stage, run_stages
+from ppds_jax.devices import Layout, Mapped, map_shadows
+from ppds_jax.harness import config, hosts
+from ppds_jax.harness.progress import Progress
+from ppds_jax.harness.store import Store, complete, stack
+from ppds_jax.harness.training import Batch, Trainer
+from ppds_jax.pipeline import Stage
 from ppds_jax.privacy.keys import secret_key
 from ppds_jax.types import Dataset, Published, PyTree
 
@@ -55,7 +57,8 @@ class Shadows:
       seed: of row m's key, fold_in(key(seed), m).
       runtime: how to run.
       secret: whether rows are trained with keys from the operating system instead, of
-        which none is stored; what the attacker does follows from the seed all the same.
+        which none is stored, and so no checkpoint either: a model that is interrupted
+        starts anew. What the attacker does follows from the seed all the same.
     """
 
     data: Dataset
@@ -65,19 +68,13 @@ class Shadows:
     runtime: config.Runtime
     secret: bool = False
 
-    def run(self, subject: Subject, done: Callable[[int], None]) -> Result:
+    def run(self, subject: Subject, done: Progress) -> Result:
         """Trains and observes what is not on disk yet; `done` counts finished work.
 
         The work of a subject is `cost(subject)` units.
         """
-        trained = self._train(subject, done)
+        load = self._train(subject, done)
         releases = _present(subject.observers)
-        published = jax.eval_shape(
-            lambda key, data: run_stages(key, subject.stages, data),
-            jax.random.key(0),
-            self.data,
-        )
-        load = functools.partial(trained.load, like=published)
         observations = {
             release: _merged(
                 [
@@ -106,25 +103,36 @@ class Shadows:
         )
         return re.sub(r"\W+", "-", subject.name) + "-" + identity
 
-    def _train(self, subject: Subject, done) -> Store:
+    def _train(self, subject: Subject, done: Progress) -> Callable[[int], Published]:
+        """Trains what is missing; returns the function that loads a row."""
         path = self.runtime.work_dir / "trained" / self._folder(subject)
         store = Store(path, config.as_json(subject.config))
+        trainer = Trainer(
+            subject.name,
+            subject.stages,
+            self.data,
+            self.runtime.layout,
+            None if self.secret else path / "checkpoints",
+            self.runtime.checkpoint_every,
+        )
 
-        def compute(rows: list[int]) -> PyTree:
-            published = Published()
+        def batch(rows: list[int]) -> Batch:
             keys = self._keys(rows)
             if self.secret:
                 keys = jnp.stack([secret_key() for _ in rows])
-            member = self.member[np.array(rows)]
-            for i, stage in enumerate(subject.stages):
-                run = _mapped_stage(stage.run, self.runtime.mode)
-                shared = (self.data.image, self.data.label, stage.public, i)
-                published = run(shared, (keys, member, published))
-                _check_finite(subject, stage.release, rows, published)
-            return published
+            return Batch(rows, keys, self.member[np.array(rows)])
 
-        self._complete(store, compute, done)
-        return store
+        def compute(rows: list[int]) -> Published:
+            return trainer.train(rows, batch, done)
+
+        def saved(count: int) -> None:
+            trainer.forget()
+            done(count)
+
+        self._complete(
+            store, compute, done, saved, trainer.fitting, trainer.interrupted
+        )
+        return functools.partial(store.load, like=trainer.published)
 
     def _observe(
         self,
@@ -143,10 +151,9 @@ class Shadows:
         store = Store(path / f"{release}-{seen}")
 
         def compute(rows: list[int]) -> Observation:
-            artefacts = [getattr(load(row), release) for row in rows]
-            seen = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
+            seen = stack([getattr(load(row), release) for row in rows])
             for i, look in enumerate(looks):
-                run = _mapped_look(look, self.runtime.mode)
+                run = _mapped_look(look, self.runtime.layout)
                 seen = run((self.questions, i), (self._keys(rows), seen))
             return seen
 
@@ -154,8 +161,7 @@ class Shadows:
         like = getattr(load(0), release)
         for look in looks:
             like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
-        rows = [store.load(row, like) for row in range(len(self.member))]
-        seen = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+        seen = stack([store.load(row, like) for row in range(len(self.member))])
         _check_finite(subject, release, list(range(len(self.member))), seen)
         return seen
 
@@ -163,9 +169,36 @@ class Shadows:
         base = jax.random.key(self.seed)
         return jax.vmap(lambda row: jax.random.fold_in(base, row))(jnp.array(rows))
 
-    def _complete(self, store: Store, compute, done) -> None:
-        width = devices.width(self.runtime.mode, self.runtime.at_once)
-        complete(store, len(self.member), compute, width=width, done=done)
+    def _complete(
+        self,
+        store: Store,
+        compute: Callable[[list[int]], PyTree],
+        done: Progress,
+        saved: Callable[[int], None] | None = None,
+        fitting: Callable[[int], int] = lambda rows: rows,
+        interrupted: Callable[[], list[list[int]]] = list,
+    ) -> None:
+        """Computes this process's share of the rows, and waits for the others."""
+        layout, group = self.runtime.layout, hosts.current()
+
+        def width(missing: int) -> int:
+            size = layout.width(-(-missing // group.count))
+            if layout.at_once is None and layout.resolved.endswith("vmap"):
+                size = fitting(size)
+            store.note(layout.described(size) | {"processes": group.count})
+            return size
+
+        complete(
+            store,
+            len(self.member),
+            compute,
+            width=width,
+            done=saved or done,
+            found=done.found,
+            layout=layout.described() | {"processes": group.count},
+            interrupted=interrupted,
+            group=group,
+        )
 
 
 def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:
@@ -197,28 +230,14 @@ _ATTACKER = 2**31 - 1  # folded into a row's key for what the attacker does with
 
 
 @functools.cache
-def _mapped_stage(run: Callable, mode: devices.Mode) -> Callable:
-    """A stage over rows. Cached, so that pipelines with a stage in common compile it
-    once."""
-
-    def one(shared, row):
-        image, label, public, i = shared
-        key, member, published = row
-        data = Dataset(image, label, member)
-        return run(jax.random.fold_in(key, i), data, published, public)
-
-    return devices.map_shadows(one, mode)
-
-
-@functools.cache
-def _mapped_look(look: Look, mode: devices.Mode) -> Callable:
+def _mapped_look(look: Look, layout: Layout) -> Mapped:
     def one(shared, row):
         questions, i = shared
         key, artefact = row
         key = jax.random.fold_in(jax.random.fold_in(key, _ATTACKER), i)
         return look(key, artefact, questions)
 
-    return devices.map_shadows(one, mode)
+    return map_shadows(one, layout)
 
 
 def _present(releases: Published) -> dict[str, Any]:

@@ -6,6 +6,7 @@ SIGINT (Ctrl-C) ends it with 130. A second signal does not wait.
 """
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -25,10 +26,13 @@ class Stopped(BaseException):
         self.code = INTERRUPTED if number == signal.SIGINT else GO_ON
 
 
+_came = False  # a signal, since `watched` began
 _held: list[int] | None = None  # signals that wait for the next safe point
 
 
 def _arrived(number: int, frame: object) -> None:
+    global _came
+    _came = True
     if _held is None or _held:
         raise Stopped(number)
     _held.append(number)
@@ -40,7 +44,8 @@ def watched() -> Iterator[None]:
 
     Has no effect outside of a process's main thread.
     """
-    before = {}
+    global _came
+    _came, before = False, {}
     with contextlib.suppress(ValueError):
         for number in _WATCHED:
             before[number] = signal.signal(number, _arrived)
@@ -51,15 +56,23 @@ def watched() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def stop() -> None:
+    """Sends this process a SIGTERM, unless a signal is stopping it already."""
+    if not _came:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def held() -> Iterator[Callable[[], bool]]:
     """Within it a first signal waits; yields whether one does. Then save, and leave.
+
+    Inside another `held` it sees the signal that waits there, too.
 
     Raises:
       Stopped: on leaving, if a signal came.
     """
     global _held
-    _held, outer = [], _held
+    _held, outer = list(_held or []), _held
     waiting = _held
     try:
         yield lambda: bool(waiting)

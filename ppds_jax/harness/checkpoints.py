@@ -1,0 +1,101 @@
+"""Checkpoints of models in training: written by orbax, beside the training."""
+
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppds_jax.harness.store import from_host, on_host
+from ppds_jax.types import PyTree
+
+
+class Checkpoints:
+    """The newest checkpoint of one batch of models: a record, and arrays.
+
+    A write happens beside the training, and takes the place of the last one when it is
+    complete: a process that is killed leaves one of the two. All arrays are kept as
+    they are on the host, so that they can be read on whatever devices there are.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._opened: Any = None
+
+    @property
+    def _manager(self) -> Any:
+        if self._opened is None:
+            import orbax.checkpoint as ocp  # 0.3 s, which short runs do without
+
+            logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each file
+            alone = ocp.options.MultiprocessingOptions()
+            if jax.process_count() > 1:  # each process writes what is its own
+                here = jax.process_index()
+                alone = ocp.options.MultiprocessingOptions(here, {here}, f"of{here}")
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=1,
+                cleanup_tmp_directories=True,
+                create=False,
+                multiprocessing_options=alone,
+            )
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._opened = ocp.CheckpointManager(self.path.resolve(), options=options)
+        return self._opened
+
+    def save(self, number: int, record: dict[str, Any], tree: PyTree) -> None:
+        """Begins to write; waits only for the write before this one.
+
+        Args:
+          number: of this checkpoint, above that of the last.
+          record: plain JSON values.
+          tree: arrays.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays = {f"{i}": x for i, x in enumerate(on_host(tree)) if x.size}
+        arrays["number"] = np.int64(number)  # a checkpoint without arrays is refused
+        self._manager.save(
+            number,
+            args=ocp.args.Composite(
+                record=ocp.args.JsonSave(record), arrays=ocp.args.StandardSave(arrays)
+            ),
+        )
+
+    def record(self) -> dict[str, Any] | None:
+        """The newest checkpoint's record, or None where there is no checkpoint."""
+        return self._read("Json", "record") if self.path.exists() else None
+
+    def load(self, like: PyTree) -> PyTree:
+        """Its arrays, in the structure of `like`."""
+        arrays = self._read("Standard", "arrays")
+        leaves = []
+        for i, leaf in enumerate(jax.tree.leaves(like)):
+            kept = f"{i}" in arrays  # orbax takes no array of size 0
+            leaves.append(arrays[f"{i}"] if kept else np.zeros(leaf.shape, leaf.dtype))
+        return from_host(leaves, like)
+
+    def _read(self, kind: str, item: str) -> Any:
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        read = {item: getattr(ocp.args, f"{kind}Restore")()}
+        return self._manager.restore(step, args=ocp.args.Composite(**read))[item]
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def remove(self) -> None:
+        """Removes it, in one step: half of a checkpoint is none."""
+        self.close()
+        gone = self.path.with_name(f".{self.path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,237 @@
+"""Long runs: they can be cut anywhere, stopped and killed, and nothing is lost."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+from experiments import survey
+from ppds_jax.harness import config, training
+from ppds_jax.harness.progress import Progress
+from ppds_jax.types import InputError
+from tests import long_run
+from tests.long_run import MODELS, STEPS, classifier, rows, shadows, subject
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_step_a_chunk(monkeypatch):
+    """Places to stop at: after each step."""
+    monkeypatch.setattr(training, "SECONDS", 0.0)
+
+
+class At(Progress):
+    """Calls `then` when so much work is done, once."""
+
+    def __init__(self, units, then):
+        super().__init__(MODELS * 2, "models", file=io.StringIO())
+        self.then, self.units, self.notes = then, units, []
+
+    def under_way(self, units, note=""):
+        super().under_way(units, note)
+        self.notes.append(note)
+        if self._found + self._done + units >= self.units and self.then:
+            then, self.then = self.then, None
+            then()
+
+
+def runtime(path, mode="map", **options):
+    at_once = 2 if mode.endswith("vmap") else None
+    every = options.pop("checkpoint_every", float("inf"))
+    return config.Runtime(
+        work_dir=path, mode=mode, at_once=at_once, checkpoint_every=every
+    )
+
+
+def run(here, made=None, then=None, units=0.0, **options):
+    progress = At(units, then)
+    shadows(here, **options).run(subject(made or classifier()), progress)
+    return progress
+
+
+def stopped(run, number, capsys):
+    """Exit code and the one line that a run says which a signal ends."""
+    with pytest.raises(SystemExit) as stop:
+        config.main(lambda cfg, runtime: run(), survey.PRESETS, ["smoke"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert number.name in line
+    return stop.value.code
+
+
+def checkpoints(path):
+    return list(path.glob("trained/*/checkpoints/*"))
+
+
+@pytest.mark.parametrize("mode", ["map", "vmap", "shard-map", "shard-vmap"])
+def test_a_stopped_run_goes_on_to_the_same_bits(mode, tmp_path, capsys):
+    """SIGTERM in the middle of the second batch (the only one on 4 devices)."""
+    made = classifier()
+    run(runtime(tmp_path / "whole", mode), made)
+    here = runtime(tmp_path / "cut", mode)
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    cut = lambda: run(here, made, term, 1.5 if mode == "map" else 2.5)
+    assert stopped(cut, signal.SIGTERM, capsys) == 75
+    assert len(checkpoints(here.work_dir)) == 1
+    assert 0 <= len(rows(here.work_dir)) < MODELS
+    seen = run(here, made).notes
+    first = int(re.search(r"step (\d+) of 12", seen[0])[1])
+    assert 1 < first < STEPS, "it went on from the checkpoint"
+    assert rows(here.work_dir) == rows(tmp_path / "whole")
+    assert checkpoints(here.work_dir) == []
+
+
+def test_chunks_of_any_size_share_one_program_and_its_bits(tmp_path, monkeypatch):
+    made = classifier()
+    run(runtime(tmp_path / "steps"), made)
+    monkeypatch.setattr(training, "SECONDS", 0.01)
+    traced = [len(long_run.TRACES)]
+    run(runtime(tmp_path / "some"), made)
+    traced.append(len(long_run.TRACES))
+    monkeypatch.setattr(training, "SECONDS", 1e9)
+    few = run(runtime(tmp_path / "whole"), made).notes
+    assert len(few) == 2 + (MODELS - 1), "one step to see how long it takes, then all"
+    traced.append(len(long_run.TRACES))
+    assert np.diff(traced).max() <= 2, "for shapes alone; programs are there already"
+    whole = rows(tmp_path / "whole")
+    assert len(whole) == MODELS
+    assert rows(tmp_path / "steps") == rows(tmp_path / "some") == whole
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_with_the_same_bits(kills, tmp_path):
+    command = [sys.executable, "-m", "tests.long_run", str(tmp_path), str(kills)]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    # moments are drawn from the whole time, of which training is more than half
+    assert int(done.stdout) >= kills // 4
+
+
+def test_the_model_and_the_step_that_break_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SECONDS", 1e9)  # from step 2 on in one chunk
+    here = runtime(tmp_path)
+    broken = int(np.argmax(shadows(here).member[:, 0]))
+    match = rf"walk, classifier: model {broken} .* after step 9 of 12: .*diverged"
+    with pytest.raises(FloatingPointError, match=match):
+        run(here, classifier(broken=9))
+    assert list(rows(tmp_path)) == [f"row-{i:05d}.npz" for i in range(broken)]
+
+
+def test_a_batch_with_one_broken_model_keeps_no_row(tmp_path):
+    here = runtime(tmp_path, "vmap")
+    with pytest.raises(FloatingPointError, match="after step 5 of 12"):
+        run(here, classifier(broken=5))
+    assert rows(tmp_path) == {}
+
+
+def test_on_another_layout_it_goes_on_and_says_what_that_means(tmp_path, capsys):
+    made = classifier()
+    run(runtime(tmp_path / "whole"), made)
+    here = tmp_path / "cut"
+    interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+    cut = lambda: run(runtime(here, "vmap"), made, interrupt, 1.0)
+    assert stopped(cut, signal.SIGINT, capsys) == 130
+    message = r"mapper vmap, now map.*the last bits will differ"
+    with pytest.warns(RuntimeWarning, match=message):
+        seen = run(runtime(here), made).notes
+    assert re.search(r"step (\d+) of", seen[0])[1] != "1"
+    assert rows(here).keys() == rows(tmp_path / "whole").keys()
+    for path in (tmp_path / "whole").glob("trained/*/row-*.npz"):
+        (other,) = here.glob(f"trained/*/{path.name}")
+        with np.load(path) as a, np.load(other) as b:
+            for name in a.files:
+                np.testing.assert_allclose(a[name], b[name], atol=1e-4)
+
+
+def test_checkpoints_come_with_time_and_only_then(tmp_path, monkeypatch):
+    seen = []
+    save = training.Checkpoints.save
+    keep = lambda self, number, *rest: seen.append(number) or save(self, number, *rest)
+    monkeypatch.setattr(training.Checkpoints, "save", keep)
+    run(runtime(tmp_path / "never"))
+    assert seen == []
+    clock = iter(range(10**6))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    run(runtime(tmp_path / "often", checkpoint_every=30), classifier(11))
+    assert 2 <= len(seen) < 4 * 11 / 10
+
+
+def test_secret_keys_are_not_on_disk(tmp_path, capsys):
+    here = runtime(tmp_path, checkpoint_every=0)
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    cut = lambda: run(here, None, term, 1.5, secret=True)
+    assert stopped(cut, signal.SIGTERM, capsys) == 75
+    assert len(rows(tmp_path)) == 1
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_wrong_interval_is_refused(tmp_path):
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="checkpoint_every"):
+            config.Runtime(work_dir=tmp_path, checkpoint_every=wrong)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def said(total, seconds, every, file):
+    """What is said of `total` units in so many seconds."""
+    clock = Clock()
+    progress = Progress(total, "shadow models", file=file, clock=clock)
+    progress.found(28)
+    while clock.now < seconds:
+        clock.now += every
+        share = (total - 28) * clock.now / seconds
+        progress.under_way(share, "VAE, generator: step 9 of 10, 4 a second")
+    progress(total - 28)
+    progress.close()
+    return file.getvalue()
+
+
+def test_a_log_file_gets_plain_lines_and_few():
+    text = said(128, 10 * 3600, 5, io.StringIO())
+    assert not re.search(r"[\r\x1b]", text)
+    lines = text.splitlines()
+    assert 50 < len(lines) < 200
+    shape = r"shadow models: \d+ of 128 \(\d+ %\), 10 an hour, .* left; VAE, .*"
+    for line in lines[:-1]:
+        assert re.fullmatch(shape, line), line
+    assert lines[10].startswith("shadow models: 29 of 128 (23 %), 10 an hour, 9 h 4")
+    assert lines[-1] == "shadow models: 128, in 10 h 0 min"
+
+
+def test_a_short_run_says_nothing():
+    assert said(128, 25, 5, io.StringIO()) == ""
+
+
+def test_a_terminal_gets_a_bar_that_says_the_same(monkeypatch):
+    now = Clock()
+    monkeypatch.setattr("tqdm.std.time", now)
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
+    file, clock = Terminal(), Clock()
+    progress = Progress(10, "models", file=file, clock=clock)
+    for _ in range(4):
+        clock.now += 30
+        now.now += 30
+        progress(1)
+    assert "40%" in file.getvalue()
+    assert "models: 4 of 10 (40 %), 2 a minute, 3 min left" in file.getvalue()
