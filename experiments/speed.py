@@ -1,38 +1,43 @@
-"""How fast are the attacks' calibrations, and in how much memory?
+"""How fast is it, beside what a user would pick instead?
 
-One target against all other models, on signals drawn at random: online and offline
-LiRA, RMIA, every metric of each score, and its bootstrap intervals. Beside them LiRA as
-a plain loop over images with scipy's normal densities.
+    python -m experiments.speed smoke     every headline ratio, under 4 minutes
+    python -m experiments.speed full      the whole table, about 25 minutes
+    python -m experiments.speed score     attack scoring alone, under a minute
+    make bench-gpu PART=1                 on an accelerator: parts 1 to 6
 
-    python -m experiments.speed score      256 models, 50,000 images; seconds
-    python -m experiments.speed tiny       shows that everything runs
+Rivals need the extra `bench` (PyTorch, Opacus); without it their rows are left out, and
+a line says so. Every ratio is of the same network, batch and number of steps, timed in
+turn in one run (see `experiments.bench.contest`), in two ways that the rows name:
 
-What to expect of `score` on 2 cores: under 60 seconds and 8 GiB in all, and LiRA at
-least 50 times faster, for each image, than the plain loop (in CPU time, which other
-work on the machine changes less). A second loop calls as little of scipy as possible,
-and is closer.
+* `shadow_speedup_vs_torch/NET`: 16 models in PyTorch, each a plain loop, by the faster
+  of one process with two threads and two processes pinned to a core each;
+  `..._tuned/NET` the same with channels-last images and fused Adam.
+* `dp_speedup_vs_opacus_MODE/NET`: DP-SGD on one pinned core; `.../2cores` on both.
+
+What to expect on 2 cores: 1.3 or more on the CNNs and 1.1 on the dense network against
+the plain loop, 8 or more against naive `vmap`; DP-SGD 8 times Opacus's hooks and 2.5
+times its ghost clipping on the stride CNN. Committed figures, with their machine:
+`experiments/results/speed_*.json`.
 """
 
+import importlib.util
 import json
-import resource
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import norm
-
-from ppds_jax.attacks.lira import lira
-from ppds_jax.attacks.rmia import rmia, rmia_ratio
+from experiments.bench.contest import Contestant, Result, contest, ratio
+from experiments.bench.scoring import Scoring, row, score_seconds
 from ppds_jax.harness import config
-from ppds_jax.harness.run import Row
-from ppds_jax.metrics import roc
+from ppds_jax.harness.run import Row, Run
+from ppds_jax.harness.store import write_json
 from ppds_jax.types import InputError
-
-FPRS, PRIORS = (0.001, 0.01), (0.01, 0.1, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,182 +45,342 @@ class Config:
     """What is timed.
 
     Attributes:
-      num_models: the target and its shadows.
-      num_images: audited images.
-      num_queries: signals of each image.
-      num_population: images that RMIA compares with.
-      num_resamples: of each bootstrap.
-      loop_images: how many images the plain loop scores.
-      seed: of the signals.
+      parts: of the table: shadows, widths, private, score, methods, start.
+      nets: maxpool, stride, mlp, wrn16-4.
+      size: of the images: mnist (28x28x1) or cifar (32x32x3).
+      models: shadow models in the contest with PyTorch.
+      steps: of each model, batch 128.
+      vmap_steps: of each model under naive vmap, which is slow on a CPU.
+      widths: numbers of models for which the cost of one is shown.
+      modes: mappings to compare over the widths.
+      private_steps: of DP-SGD, expected batch 256.
+      rounds: of each contest; ratios are medians over them.
+      scoring: the attacks that are timed.
     """
 
-    num_models: int = 256
-    num_images: int = 50_000
-    num_queries: int = 2
-    num_population: int = 2_500
-    num_resamples: int = 200
-    loop_images: int = 500
-    seed: int = 0
+    parts: tuple[str, ...] = ("shadows", "private", "score")
+    nets: tuple[str, ...] = ("maxpool", "stride", "mlp")
+    size: str = "mnist"
+    models: int = 16
+    steps: int = 16
+    vmap_steps: int = 2
+    widths: tuple[int, ...] = (4, 256)
+    modes: tuple[str, ...] = ("auto",)
+    private_steps: int = 4
+    rounds: int = 5
+    scoring: Scoring = field(default_factory=Scoring)
 
 
+TINY = Scoring(num_models=16, num_images=400, num_population=50, num_resamples=5)
+GPU = Config(
+    parts=("widths",),
+    models=256,
+    steps=40,
+    widths=(1, 4, 16, 64, 256),
+    modes=("auto", "map"),
+    private_steps=40,
+    rounds=3,
+)
 PRESETS: dict[str, tuple[str, Config]] = {
-    "score": ("one target against 255 models on 50,000 images", Config()),
+    "smoke": ("every headline ratio, under 4 minutes on 2 cores", Config()),
+    "full": (
+        "the whole table, about 25 minutes on 2 cores",
+        Config(
+            parts=("shadows", "widths", "private", "score", "methods", "start"),
+            widths=(1, 4, 16, 64, 256),
+            modes=("auto", "map", "shard-vmap"),
+            private_steps=8,
+            rounds=7,
+        ),
+    ),
+    "score": (
+        "one target against 255 models on 50,000 images",
+        Config(parts=("score",)),
+    ),
     "tiny": (
         "shows that everything runs",
-        Config(num_models=16, num_images=400, num_population=50, num_resamples=5),
+        Config(
+            parts=("shadows", "widths", "private", "score", "methods", "start"),
+            models=2,
+            steps=1,
+            vmap_steps=1,
+            widths=(2, 4),
+            private_steps=1,
+            rounds=1,
+            scoring=TINY,
+        ),
+    ),
+    "gpu1": ("accelerator: shadows against PyTorch", replace(GPU, parts=("shadows",))),
+    "gpu2": ("accelerator: models an hour, MNIST CNN", replace(GPU, nets=("maxpool",))),
+    "gpu3": (
+        "accelerator: models an hour, CIFAR CNN",
+        replace(GPU, nets=("maxpool",), size="cifar"),
+    ),
+    "gpu4": (
+        "accelerator: models an hour, WRN-16-4 on CIFAR",
+        replace(GPU, nets=("wrn16-4",), size="cifar", widths=(1, 4, 16, 64)),
+    ),
+    "gpu5": ("accelerator: DP-SGD against Opacus", replace(GPU, parts=("private",))),
+    "gpu6": (
+        "accelerator: whole methods, and the time to a first step",
+        replace(GPU, parts=("methods", "start")),
     ),
 }
 
 
 def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
-    """Times the calibrations and prints a line for each; nothing is kept.
+    """Times each part, prints a line for each number, and keeps them.
+
+    A part that is done is not timed again with the same config and code: remove the
+    run's folder, or give another --work-dir, to time anew.
 
     Raises:
-      InputError: sizes that are too small.
+      InputError: an unknown part, or sizes that are too small.
     """
-    del runtime
-    least = {"num_models": 8, "num_images": 16, "num_queries": 1, "num_population": 1}
-    least |= {"num_resamples": 1, "loop_images": 1}
-    for name, smallest in least.items():
-        if getattr(cfg, name) < smallest:
-            raise InputError(
-                f"{name}={getattr(cfg, name)}: must be at least {smallest}"
-            )
-    rows = score_seconds(cfg)
-    for row in rows:
-        print(json.dumps(row))
+    runtime = runtime or config.Runtime()
+    _check(cfg)
+    here = Run(runtime, "speed", cfg, config.code(), *_sources())
+    rows = here.rows()
+    if rows is None:
+        here.start()
+        rows = []
+        for part in cfg.parts:
+            path = here.path / f"part-{part}.json"
+            if not path.exists():
+                write_json(path, PARTS[part](cfg))
+            rows += json.loads(path.read_text())
+        here.finish(rows)
+    for one in rows:
+        print(json.dumps(one))
+    print(here.path / "rows.csv")
     return rows
 
 
-def score_seconds(cfg: Config) -> list[Row]:
-    """Rows of name, value, unit: seconds of each part and in all, memory, speed-up."""
-    size = f"{cfg.num_models}x{cfg.num_images}x{cfg.num_queries}"
-    phi, member, population = _signals(cfg)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        seconds[name] = time.perf_counter() - start
-        return result
-
-    references = phi[0], phi[1:], member[1:]
-    read = lambda: [_mean_sigmoid(x) for x in (phi, population)]
-    prob, z = timed("probabilities", read)
-    pairs = prob[0], prob[1:], member[1:]
-    scores = {
-        "lira_online": lambda: lira(*references),
-        "lira_offline": lambda: lira(*references, online=False),
-        "lira_shrunk": lambda: lira(*references, variance="shrunk"),
-        "rmia_online": lambda: rmia(*pairs, z[0], z[1:], online=True),
-        "rmia_offline": lambda: rmia(*pairs, z[0], z[1:]),
-        "rmia_ratio": lambda: rmia_ratio(*pairs),
-    }
-    for name, attack in scores.items():
-        score = timed(name, attack)
-        timed(f"metrics_{name}", partial(_metrics, score, member[0]))
-        interval = partial(roc.bootstrap, num_resamples=cfg.num_resamples)
-        timed(f"bootstrap_{name}", partial(interval, score, member[0], _rates))
-    ours, frozen, called = _seconds_per_image(references, cfg.loop_images)
-    parts = {f"{part}_seconds/{size}": spent for part, spent in seconds.items()}
-    return [
-        _row(f"score_seconds/{size}", sum(parts.values()), "s"),
-        *(_row(part, spent, "s") for part, spent in parts.items()),
-        _row(f"peak_memory/{size}", _peak_memory(), "GiB"),
-        _row("lira_seconds_per_image", ours, "CPU s"),
-        _row("loop_seconds_per_image", frozen, "CPU s"),
-        _row("lira_speedup_vs_loop", frozen / ours, "times"),
-        _row("lira_speedup_vs_lean_loop", called / ours, "times"),
-    ]
+def _sources() -> list[str]:
+    files = [Path(__file__), *sorted((Path(__file__).parent / "bench").glob("*.py"))]
+    return [path.read_text() for path in files]
 
 
-def _seconds_per_image(references, loop_images: int) -> list[float]:
-    """CPU seconds of `lira` and of the two loops, which must agree; the best of 3."""
-    phi, shadows, member = references
-    some = slice(0, min(loop_images, len(phi)))
-    rows = phi[some], shadows[:, some], member[:, some]
-    seconds, scores = [], []
-    for work, images in (
-        (lambda: lira(*references, variance="per_example"), len(phi)),
-        (lambda: loop_lira(*rows), len(rows[0])),
-        (lambda: loop_lira(*rows, lean=True), len(rows[0])),
-    ):
-        times = []
-        for _ in range(3):
-            start = time.process_time()
-            score = work()
-            times.append(time.process_time() - start)
-        seconds.append(min(times) / images)
-        scores.append(score[some])
-    for score in scores[1:]:
-        np.testing.assert_allclose(score, scores[0], rtol=1e-9, atol=1e-9)
-    return seconds
+def _check(cfg: Config) -> None:
+    for part in cfg.parts:
+        if part not in PARTS:
+            raise InputError(f"parts={part!r}: use some of {', '.join(PARTS)}")
+    least = {"num_models": 8, "num_images": 16, "num_queries": 1, "num_population": 1}
+    least |= {"num_resamples": 1, "loop_images": 1}
+    counts = {name: (getattr(cfg.scoring, name), least[name]) for name in least}
+    for name in ("models", "steps", "vmap_steps", "private_steps", "rounds"):
+        counts[name] = getattr(cfg, name), 1
+    for name, (value, smallest) in counts.items():
+        if value < smallest:
+            raise InputError(f"{name}={value}: must be at least {smallest}")
 
 
-def loop_lira(phi, shadows, member, *, lean: bool = False) -> np.ndarray:
-    """Online LiRA with per-example variances, image by image. See `lira`.
-
-    Plain: a normal density of each side, asked for the target's signals. Lean: the same
-    without the two objects, the least that scipy can be called for.
-    """
-    scores = []
-    for j, value in enumerate(phi):
-        inside = shadows[member[:, j], j].astype(np.float64)
-        outside = shadows[~member[:, j], j].astype(np.float64)
-        sides = [(x.mean(0), x.std(0)) for x in (inside, outside)]
-        if lean:
-            log_in, log_out = (norm.logpdf(value, *side) for side in sides)
-        else:
-            log_in, log_out = (norm(*side).logpdf(value) for side in sides)
-        scores.append((log_in - log_out).mean())
-    return np.array(scores)
-
-
-def _signals(cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """phi [m n q], members one deviation higher; member [m n]; population [m z q]."""
-    rng = np.random.default_rng(cfg.seed)
-    draw = lambda rows: rng.standard_normal(
-        (cfg.num_models, rows, cfg.num_queries), np.float32
-    )
-    member = rng.random((cfg.num_models, cfg.num_images)) < 0.5
-    member[1:5] = np.array([True, True, False, False])[:, None]  # both sides, varied
-    phi = draw(cfg.num_images)
-    phi += member[..., None]
-    return phi, member, draw(cfg.num_population)
-
-
-def _mean_sigmoid(phi: np.ndarray) -> np.ndarray:
-    """Probabilities [m n], model by model: no float64 copy of all signals."""
-    rows = [np.exp(-np.logaddexp(0, -x.astype(np.float64))).mean(-1) for x in phi]
-    return np.stack(rows)
-
-
-def _metrics(score, member) -> list[float]:
-    """AUC, rates, and what a threshold gives: here one of the same scores."""
-    found = [roc.auc(score, member)]
-    for fpr in FPRS:
-        threshold = roc.threshold_at_fpr(score, member, fpr)
-        found.append(roc.tpr_at_fpr(score, member, fpr))
-        found.append(roc.balanced_accuracy(score, member, threshold))
-        found += [
-            roc.ppv(score, member, threshold=threshold, prior=prior) for prior in PRIORS
-        ]
+def _rivals() -> bool:
+    """Whether PyTorch and Opacus are there; says so where they are not."""
+    found = all(importlib.util.find_spec(name) for name in ("torch", "opacus"))
+    if not found:
+        print(
+            "no rivals: pip install -e '.[bench]' for PyTorch's rows", file=sys.stderr
+        )
     return found
 
 
-def _rates(score, member, weight) -> list[float]:
-    curve = roc.roc(score, member, weight)
-    return [roc.area(curve), *(roc.rate_at(curve, fpr) for fpr in FPRS)]
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
-def _peak_memory() -> float:
-    """Of this process so far, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+def _pinned(place: str, options: dict, cores: list[int], units: float) -> Contestant:
+    """The work spread over processes, one a core."""
+    return Contestant(place, options, tuple((core,) for core in cores), units)
 
 
-def _row(name: str, value: float, unit: str) -> Row:
-    return {"name": name, "value": float(f"{value:.4g}"), "unit": unit}
+def shadows(cfg: Config) -> list[Row]:
+    """Shadow models against PyTorch, and the max-pool CNN against naive JAX."""
+    rows, cores = [], _cores()
+    for net in cfg.nets:
+        work: dict[str, Any] = {"net": net, "models": cfg.models, "steps": cfg.steps}
+        work["size"] = cfg.size
+        units = cfg.models * cfg.steps
+        entries = {"ours": Contestant("ours:shadows", work, units=units)}
+        if _rivals() and net != "wrn16-4":
+            half = work | {"models": max(1, cfg.models // len(cores))}
+            for name, tuned in (("torch", False), ("torch_tuned", True)):
+                entries[f"{name}/threads"] = Contestant(
+                    "rivals:shadows",
+                    work | {"threads": len(cores), "tuned": tuned},
+                    units=units,
+                )
+                entries[f"{name}/processes"] = _pinned(
+                    "rivals:shadows",
+                    half | {"tuned": tuned},
+                    cores,
+                    half["models"] * len(cores) * cfg.steps,
+                )
+        entries["peak"] = Contestant(
+            "ours:matrix_product", {"size": 1024, "repeats": 20}
+        )
+        results = contest(entries, cfg.rounds)
+        peak = results.pop("peak")
+        share = peak.per_unit * results["ours"].facts["flops"]
+        share /= peak.facts["flops"] * results["ours"].per_unit
+        for rival in ("torch", "torch_tuned"):
+            sides = [r for name, r in results.items() if name.startswith(f"{rival}/")]
+            if sides:
+                fastest = min(sides, key=lambda r: r.per_unit)
+                rows.append(
+                    _ratio(f"shadow_speedup_vs_{rival}/{net}", fastest, results)
+                )
+        rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
+        rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
+    if "maxpool" in cfg.nets:
+        rows += _naive(cfg)
+    return rows
+
+
+def _naive(cfg: Config) -> list[Row]:
+    """The max-pool CNN as a tutorial would map it."""
+    units = cfg.models * cfg.vmap_steps
+    work = {"models": cfg.models, "steps": cfg.vmap_steps}
+    entries = {
+        "ours": Contestant("ours:shadows", work | {"net": "maxpool"}, units=units)
+    }
+    for mode in ("vmap", "loop", "scan"):
+        entries[mode] = Contestant("ours:textbook", work | {"mode": mode}, units=units)
+    results = contest(entries, min(3, cfg.rounds))
+    rows = [
+        _ratio(f"shadow_speedup_vs_{mode}/maxpool", results[mode], results)
+        for mode in ("vmap", "loop", "scan")
+    ]
+    return rows + [
+        _ms(f"shadow_ms/maxpool/naive_{mode}", results[mode])
+        for mode in ("vmap", "loop", "scan")
+    ]
+
+
+def widths(cfg: Config) -> list[Row]:
+    """Models an hour and memory over M, by each mapping."""
+    rows = []
+    for net in cfg.nets[:1]:
+        entries = {
+            (mode, models): Contestant(
+                "ours:shadows",
+                {"net": net, "models": models, "steps": cfg.steps, "mode": mode}
+                | {"size": cfg.size},
+                units=models,
+            )
+            for models in cfg.widths
+            for mode in cfg.modes
+            if not (mode.endswith("vmap") and models > 64)
+        }
+        for (mode, models), entry in entries.items():  # one at a time: memory
+            result = contest({"ours": entry}, min(3, cfg.rounds))["ours"]
+            name = f"{net}-{cfg.size}/{mode}/{models}"
+            hourly = 3600 / result.per_unit * cfg.steps / _epochs_steps()
+            rows.append(row(f"shadows_per_hour/{name}", hourly, "20 epochs of 1,000"))
+            rows.append(_ms(f"shadow_ms/{name}", result, cfg.steps))
+            rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
+    return rows
+
+
+def _epochs_steps() -> int:
+    return 20 * 8  # 20 epochs of 1,000 images in batches of 128
+
+
+def private(cfg: Config) -> list[Row]:
+    """DP-SGD, examples a second: our engines, a plain step, and Opacus."""
+    rows, cores = [], _cores()
+    nets = [net for net in cfg.nets if net in ("maxpool", "stride")]
+    for net in nets:
+        for label, used in (("", cores[:1]), ("/2cores", cores[:2])):
+            if label and len(cores) < 2:
+                continue
+            results = _private(cfg, net, used)
+            for name, result in results.items():
+                speed = 1 / result.per_unit
+                rows.append(row(f"dp_examples/{net}/{name}{label}", speed, "a second"))
+            rows.append(
+                row(
+                    f"dp_over_plain/{net}{label}",
+                    ratio(results["ghost"], results["plain"]),
+                    "times the plain step",
+                )
+            )
+            for mode in ("hooks", "ghost"):
+                if f"opacus_{mode}" in results:
+                    name = f"dp_speedup_vs_opacus_{mode}/{net}{label}"
+                    rival = results[f"opacus_{mode}"]
+                    rows.append(row(name, ratio(rival, results["ghost"]), "times"))
+    return rows
+
+
+def _private(cfg: Config, net: str, cores: list[int]) -> dict[str, Result]:
+    work, units = {"net": net, "steps": cfg.private_steps}, cfg.private_steps * 256
+    engines = ["plain", "ghost", "microbatch", "reference"]
+    entries = {
+        name: _pinned(
+            "ours:private", work | {"engine": name}, cores, units * len(cores)
+        )
+        for name in engines
+    }
+    if _rivals():
+        for mode in ("hooks", "ghost"):
+            entries[f"opacus_{mode}"] = _pinned(
+                "rivals:private", work | {"mode": mode}, cores, units * len(cores)
+            )
+    return contest(entries, cfg.rounds)
+
+
+def score(cfg: Config) -> list[Row]:
+    """Attack scoring: see `experiments.bench.scoring`."""
+    return score_seconds(cfg.scoring)
+
+
+def methods(cfg: Config) -> list[Row]:
+    """Whole methods: DP-MERF's fit, and drawing images from its generator."""
+    steps, count = 10 * cfg.steps, 10_000
+    entries = {
+        "dp_merf": Contestant("ours:dp_merf", {"steps": steps}),
+        "sampling": Contestant("ours:sampling", {"count": count}, units=count),
+    }
+    results = contest(entries, cfg.rounds)
+    return [
+        row(f"dp_merf_seconds/{steps}_steps", results["dp_merf"].per_unit, "s"),
+        row("dp_merf_samples", 1 / results["sampling"].per_unit, "images a second"),
+    ]
+
+
+def start(cfg: Config) -> list[Row]:
+    """Seconds from a process's start to its first step: cold, then with the cache."""
+    code = "from experiments.bench.ours import first_step; first_step({!r})"
+    rows = []
+    for net in cfg.nets:
+        with tempfile.TemporaryDirectory() as cache:
+            for name in ("cold", "warm"):
+                seconds = _seconds([sys.executable, "-c", code.format(net)], cache)
+                rows.append(row(f"first_step_seconds/{net}/{name}", seconds, "s"))
+    return rows
+
+
+def _seconds(command: list[str], cache: str) -> float:
+    begun = time.perf_counter()
+    environment = os.environ | {"XDG_CACHE_HOME": cache}
+    subprocess.run(command, check=True, env=environment)
+    return time.perf_counter() - begun
+
+
+def _ratio(name: str, rival: Result, results: dict[str, Result]) -> Row:
+    return row(name, ratio(rival, results["ours"]), "times")
+
+
+def _ms(name: str, result: Result, steps: int = 1) -> Row:
+    return row(name, 1e3 * result.per_unit / steps, "ms a model and step")
+
+
+PARTS: dict[str, Callable[[Config], list[Row]]] = {
+    part.__name__: part for part in (shadows, widths, private, score, methods, start)
+}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,22 @@
 """The benchmark runs, times what it says, and its loop is the attack that it times."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments import speed
+from experiments.bench import contest, scoring
+from ppds_jax.harness.config import Runtime
 from ppds_jax.types import InputError
 
-SMALL = speed.Config(
+SMALL = scoring.Scoring(
     num_models=12, num_images=100, num_population=20, num_resamples=2, loop_images=10
 )
+SCORE = replace(speed.PRESETS["score"][1], scoring=SMALL)
 
 
-def test_rows_are_named_by_their_size(capsys):
-    rows = {row["name"]: row for row in speed.run(SMALL)}
+def test_rows_are_named_by_their_size_and_kept(capsys, tmp_path):
+    rows = {row["name"]: row for row in speed.run(SCORE, Runtime(tmp_path))}
     parts = [row for name, row in rows.items() if name.endswith("_seconds/12x100x2")]
     total = rows["score_seconds/12x100x2"]["value"]
     assert total == pytest.approx(sum(row["value"] for row in parts) - total, rel=0.01)
@@ -19,15 +24,52 @@ def test_rows_are_named_by_their_size(capsys):
     ratio = rows["loop_seconds_per_image"]["value"]
     ratio /= rows["lira_seconds_per_image"]["value"]
     assert rows["lira_speedup_vs_loop"]["value"] == pytest.approx(ratio, rel=0.01)
-    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1
+    again = speed.run(SCORE, Runtime(tmp_path))
+    assert again == list(rows.values()), "timed anew"
 
 
 def test_a_loop_that_differs_is_caught(monkeypatch):
-    monkeypatch.setattr(speed, "loop_lira", lambda phi, *_, **__: phi.mean(1))
+    monkeypatch.setattr(scoring, "loop_lira", lambda phi, *_, **__: phi.mean(1))
     with pytest.raises(AssertionError, match="Not equal"):
-        speed.score_seconds(SMALL)
+        scoring.score_seconds(SMALL)
 
 
-def test_sizes_that_are_too_small_are_named():
-    with pytest.raises(InputError, match="num_models=4"):
-        speed.run(speed.Config(num_models=4))
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scoring", replace(SMALL, num_models=4), "num_models=4"),
+        ("parts", ("all",), "parts='all': use some of shadows"),
+        ("rounds", 0, "rounds=0"),
+    ],
+)
+def test_what_cannot_be_timed_is_named(field, value, message):
+    with pytest.raises(InputError, match=message):
+        speed.run(replace(SCORE, **{field: value}))
+
+
+def test_contestants_are_timed_in_turn_and_a_faster_one_is_seen():
+    """Sleepers: one process of 0.2 s, two at once of 0.1 s each."""
+    sleeper = lambda seconds, **more: contest.Contestant(
+        "contest:sleeper", {"seconds": seconds}, **more
+    )
+    results = contest.contest(
+        {"slow": sleeper(0.2), "pair": sleeper(0.1, cores=((0,), (0,)), units=2)}, 3
+    )
+    assert results["slow"].facts == {"slept": 0.2}
+    assert all(len(result.seconds) == 3 for result in results.values())
+    assert 2.5 < contest.ratio(results["slow"], results["pair"]) <= 4.1
+
+
+def test_a_contestant_that_fails_is_not_passed_over():
+    with pytest.raises(RuntimeError, match="contest:sleeper: ended early"):
+        contest.contest({"bad": contest.Contestant("contest:sleeper", {})}, 1)
+
+
+@pytest.mark.slow
+def test_every_part_gives_its_rows(tmp_path):
+    names = [
+        row["name"] for row in speed.run(speed.PRESETS["tiny"][1], Runtime(tmp_path))
+    ]
+    for start in ("shadow_speedup_vs_vmap/maxpool", "shadow_ms/mlp/ours", "peak_share"):
+        assert any(name.startswith(start) for name in names)

@@ -1,0 +1,1 @@
+"""Contestants of `experiments.speed`, and the referee that runs them in turn."""

@@ -1,0 +1,124 @@
+"""What a user would pick instead: the same networks and steps in PyTorch and Opacus.
+
+Needs the extra `bench`.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from experiments.bench.ours import (
+    BATCH,
+    CLASSES,
+    DENSE,
+    HIDDEN,
+    IMAGES,
+    PRIVATE_BATCH,
+    PRIVATE_IMAGES,
+    SHAPES,
+    WIDTH,
+)
+
+Work = tuple[Callable[[], Any], dict[str, Any]]
+
+
+def network(net: str, shape: tuple[int, int, int]) -> nn.Module:
+    """The network of the same name in `ours`."""
+    h, w, channels = shape
+    if net == "mlp":
+        sizes = (h * w * channels, *DENSE)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
+    layers = []
+    for before, after in ((channels, WIDTH), (WIDTH, 2 * WIDTH)):
+        stride = 2 if net == "stride" else 1
+        layers += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if net == "maxpool" else []
+    layers += [nn.Flatten(), nn.Linear(h // 4 * (w // 4) * 2 * WIDTH, HIDDEN)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
+
+
+def _images(shape: tuple[int, int, int], count: int, device: str) -> tuple:
+    rng = np.random.default_rng(0)
+    h, w, channels = shape
+    image = rng.random((count, channels, h, w), np.float32) * 2 - 1
+    label = rng.integers(0, CLASSES, count)
+    return torch.tensor(image, device=device), torch.tensor(label, device=device)
+
+
+def shadows(
+    net: str,
+    models: int,
+    steps: int,
+    threads: int = 1,
+    tuned: bool = False,
+    size: str = "mnist",
+) -> Work:
+    """One model after the other, each a plain loop over steps of Adam.
+
+    `tuned` takes PyTorch's fused Adam, and its channels-last layout for convolutions.
+    """
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image, label = _images(SHAPES[size], IMAGES, device)
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    image = image.contiguous(memory_format=layout)
+
+    def work() -> None:
+        for _ in range(models):
+            model: Any = network(net, SHAPES[size]).to(device)
+            model = model.to(memory_format=layout)
+            adam = torch.optim.Adam(model.parameters(), 2e-3, fused=tuned or None)
+            for _ in range(steps):
+                row = torch.randint(0, IMAGES, (BATCH,), device=device)
+                adam.zero_grad()
+                F.cross_entropy(model(image[row]), label[row]).backward()
+                adam.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"device": device, "torch": torch.__version__}
+
+
+def private(net: str, mode: str, steps: int, threads: int = 1) -> Work:
+    """Steps of Opacus: `mode` is "hooks" (per-example gradients) or "ghost"."""
+    from opacus import PrivacyEngine
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image, label = _images(SHAPES["mnist"], PRIVATE_IMAGES, device)
+    model = network(net, SHAPES["mnist"]).to(device)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    criterion: Any = nn.CrossEntropyLoss()
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(image, label), batch_size=PRIVATE_BATCH
+    )
+    made = PrivacyEngine().make_private(
+        module=model,
+        optimizer=sgd,
+        data_loader=loader,
+        criterion=criterion,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        grad_sample_mode=mode,
+    )
+    wrapped, optimizer = made[0], made[1]
+    criterion = made[2] if mode == "ghost" else criterion
+
+    def work() -> None:
+        for _ in range(steps):
+            row = torch.randint(0, PRIVATE_IMAGES, (PRIVATE_BATCH,), device=device)
+            optimizer.zero_grad()
+            criterion(wrapped(image[row]), label[row]).backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"device": device, "torch": torch.__version__}
