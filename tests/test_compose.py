@@ -224,6 +224,25 @@ def test_a_first_stage_without_steps_is_done_in_init(digits):
     )
 
 
+def test_three_stages_are_nested_to_the_right(digits):
+    """And checks find no branch in them."""
+    one, two, three = (
+        replace(MERF, num_steps=n, features=20, hidden=(2,)).make(DIGITS, BUDGET)
+        for n in (2, 1, 3)
+    )
+    pass_on = lambda state: None
+    whole = then(one, then(two, three, pass_on), pass_on)
+    assert whole.num_steps == 6
+    state, _ = run(whole, digits)
+    assert state.second.second.trained.params
+    trace = lambda fn, *args: str(jax.make_jaxpr(fn)(*args))
+    key, straight = jax.random.key(0), whole.straight
+    assert "cond[" in trace(whole.step, key, state, digits, whole.public)
+    assert "cond[" not in trace(straight.init, key, digits, straight.public)
+    with pytest.raises(InputError, match="let the second be"):
+        then(then(one, two, pass_on), three, pass_on)
+
+
 def test_an_average_of_nothing_is_refused(digits):
     with pytest.raises(InputError, match="decay=1"):
         ema(MERF.make(DIGITS, BUDGET), 1.0)

@@ -91,6 +91,15 @@ def test_votes_go_to_the_nearest_that_is_eligible():
         KEY, feature, member, candidate, noise_multiplier=0.0, eligible=eligible
     )
     np.testing.assert_array_equal(votes, [0, 1, 1])  # who may vote for none does not
+    groups = jnp.array([1, 3, 1, 0], jnp.int32), jnp.array([0, 1, 1], jnp.int32)
+    votes = nearest_votes(
+        KEY, feature, member, candidate, noise_multiplier=0.0, groups=groups
+    )
+    np.testing.assert_array_equal(votes, [1, 1, 0])
+    votes = nearest_votes(
+        KEY, feature, member, candidate, noise_multiplier=1.0, allowed=False
+    )
+    assert np.isnan(votes).all()
 
 
 @pytest.mark.parametrize("monotone", [False, True])

@@ -9,7 +9,8 @@ from typing import get_args
 from ppds_jax.generators.class_mean import ClassMean
 from ppds_jax.generators.controls import Independent, Memoriser
 from ppds_jax.generators.dp_merf import DPMerf
+from ppds_jax.generators.private_evolution import PrivateEvolution
 from ppds_jax.generators.vae import VAE
 
-AnyGenerator = VAE | DPMerf | ClassMean | Memoriser | Independent
+AnyGenerator = VAE | DPMerf | ClassMean | Memoriser | Independent | PrivateEvolution
 ALL = get_args(AnyGenerator)

@@ -41,7 +41,10 @@ def warm_start(generator: Generator, params: PyTree) -> Generator:
         return generator.init(key, data, inner, params if start is None else start)
 
     return _inside(generator, lambda public: public[0])._replace(
-        init=init, guarantee=guarantee, public=(generator.public, params)
+        init=init,
+        guarantee=guarantee,
+        public=(generator.public, params),
+        straight=generator.straight and warm_start(generator.straight, params),
     )
 
 
@@ -65,6 +68,7 @@ def _inside(generator: Generator, own: Callable[[PyTree], PyTree]) -> Generator:
             key, state, label, own(public)
         ),
         signals={name: signal(inner) for name, inner in generator.signals.items()},
+        straight=None,
     )
 
 
@@ -93,22 +97,22 @@ def then(
     second stage are covered together.
 
     Raises:
-      InputError: guarantees under different neighbour relations.
+      InputError: guarantees under different neighbour relations, or a first stage that
+        itself has two: write then(a, then(b, c)) for then(then(a, b), c).
     """
+    if first.straight:
+        raise InputError("then: a first stage of stages; let the second be the `then`")
     guarantee = compose(first.guarantee, second.guarantee)
     public = first.public, second.public
     last = first.num_steps - 1
     after = _inside(second, lambda public: public[1])
-
-    def at_once(key, data, public, start=None):
-        """The first stage whole, and the start of the second."""
-        first_key, second_key = jax.random.split(key)
-        state, _ = fit(first_key, first, data, public[0], start)
-        return second.init(second_key, data, public[1], hand_over(state))
-
-    straight = after._replace(init=at_once, guarantee=guarantee, public=public)
+    straight = _at_once(first, second.straight or second, hand_over)
+    straight = straight._replace(guarantee=guarantee, public=public)
     if last < 0:  # nothing but an init: there are no stages to switch between
-        return straight
+        whole = _at_once(first, second, hand_over)
+        return whole._replace(
+            guarantee=guarantee, public=public, straight=second.straight and straight
+        )
 
     def opened(key, state, data, public):
         return second.init(key, data, public[1], hand_over(state))
@@ -151,6 +155,17 @@ def then(
         {name: outer(signal) for name, signal in after.signals.items()},
         straight,
     )
+
+
+def _at_once(first: Generator, second: Generator, hand_over: Callable) -> Generator:
+    """`second`, whose init runs the first stage whole."""
+
+    def init(key, data, public, start=None):
+        first_key, second_key = jax.random.split(key)
+        state, _ = fit(first_key, first, data, public[0], start)
+        return second.init(second_key, data, public[1], hand_over(state))
+
+    return _inside(second, lambda public: public[1])._replace(init=init)
 
 
 def _where(run: Array, step: Callable, state: PyTree, key: Any) -> tuple:

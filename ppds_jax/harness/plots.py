@@ -31,7 +31,7 @@ def sample_grids(samples: dict[str, np.ndarray]) -> bytes:
         axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(name, fontsize=11)
         axes.axis("off")
-    return _png(figure)
+    return png(figure)
 
 
 def ten_of_each(image: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def tradeoff(rows: list[dict[str, Any]]) -> bytes:
     axes.set_ylabel("accuracy on real test images, %")
     axes.grid(alpha=0.25)
     _legend(figure, rows, colours)
-    return _png(figure)
+    return png(figure)
 
 
 def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
@@ -92,7 +92,7 @@ def roc_curves(curves: list[tuple[dict[str, Any], np.ndarray]]) -> bytes:
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("true-positive rate")
     _legend(figure, [row for row, _ in curves], colours, markers=False)
-    return _png(figure)
+    return png(figure)
 
 
 def neighbour_sheet(
@@ -128,7 +128,7 @@ def neighbour_sheet(
         (3 + wide + (wide - 1) / 2, "released without it"),
     ):
         figure.text(place(at), 0.94, text, ha="center", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def audit_bounds(rows: list[dict[str, Any]]) -> bytes:
@@ -167,7 +167,7 @@ def audit_bounds(rows: list[dict[str, Any]]) -> bytes:
     panels[0].set_ylabel("epsilon: lower bounds, and the claim (line)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _colours(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -200,7 +200,7 @@ def _legend(
     figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

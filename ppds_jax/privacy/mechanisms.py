@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from ppds_jax.data.batches import in_blocks
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.release import Mechanism, release
 from ppds_jax.types import Key
@@ -78,16 +79,19 @@ def noisy_histogram(
     *,
     num_bins: int,
     noise_multiplier: float,
+    allowed: Bool[Array, ""] | bool = True,
 ) -> Float[Array, " bins"]:
     """How many members fall into each bin, with Gaussian noise; may be negative.
 
     Args:
       bin: of each record, in [0, num_bins); others count nowhere.
+      allowed: where False (a step beyond those accounted for), all is NaN.
 
     **Privacy:** one Gaussian release of sensitivity 1 under zero-out or
     add-or-remove-one: a record is in one bin.
     """
     count = jnp.zeros(num_bins).at[bin].add(member.astype(jnp.float32), mode="drop")
+    count = jnp.where(allowed, count, jnp.nan)
     return gaussian_release(
         key, count, sensitivity=1.0, noise_multiplier=noise_multiplier
     )
@@ -101,14 +105,20 @@ def nearest_votes(
     *,
     noise_multiplier: float,
     eligible: Bool[Array, "n k"] | None = None,
+    groups: tuple[Int32[Array, " n"], Int32[Array, " k"]] | None = None,
+    allowed: Bool[Array, ""] | bool = True,
 ) -> Float[Array, " k"]:
     """Each member's vote for its nearest candidate, counted with Gaussian noise.
+
+    Distances are computed for some hundred images at a time.
 
     Args:
       feature: of the private images.
       candidate: features of public candidates, drawn without this round's data.
-      eligible: which candidates each image may vote for (those of its label, say); an
-        image without any does not vote.
+      eligible: which candidates each image may vote for; an image without any does
+        not vote.
+      groups: labels of images and candidates; votes go to candidates of the same.
+      allowed: as for `noisy_histogram`.
 
     **Privacy:** one Gaussian release of sensitivity 1 under zero-out or
     add-or-remove-one: a record votes once.
@@ -116,17 +126,32 @@ def nearest_votes(
     **References:** Lin et al., Differentially Private Synthetic Data via Foundation
     Model APIs 1: Images, 2024, arXiv 2305.15560, algorithm 2.
     """
-    product = jnp.matmul(feature, candidate.T, precision="highest")
-    distance = jnp.sum(candidate**2, axis=1)[None] - 2 * product  # less a constant
-    if eligible is not None:
-        distance = jnp.where(eligible, distance, jnp.inf)
-        member = member & eligible.any(axis=1)
+    size = jnp.sum(candidate**2, axis=1)[None]
+
+    def choose(feature, *may):
+        product = jnp.matmul(feature, candidate.T, precision="highest")
+        distance = size - 2 * product  # less a constant
+        some = jnp.ones(feature.shape[0], bool)
+        if may:
+            distance = jnp.where(may[0], distance, jnp.inf)
+            some = may[0].any(axis=1)
+        return jnp.argmin(distance, axis=1).astype(jnp.int32), some
+
+    if groups is not None:
+        label, group = groups
+        own = lambda feature, label: choose(feature, label[:, None] == group[None])
+        bin, some = in_blocks(own, feature, label, size=min(500, label.size))
+    elif eligible is not None:
+        bin, some = in_blocks(choose, feature, eligible)
+    else:
+        bin, some = in_blocks(choose, feature)
     return noisy_histogram(
         key,
-        jnp.argmin(distance, axis=1).astype(jnp.int32),
-        member,
+        bin,
+        member & some,
         num_bins=candidate.shape[0],
         noise_multiplier=noise_multiplier,
+        allowed=allowed,
     )
 
 
