@@ -22,9 +22,9 @@ from ppds_jax.types import (
 class DPMepf:
     """Matches class means of random Fourier features on top of a fixed network's.
 
-    With g(x) the network's features scaled to norm 1, and z(x) = [cos Wg(x); sin Wg(x)]
-    / sqrt(D/2), the sum over i of z(x_i) (x) e_{y_i} is released once, with the number
-    of images of each class; a generator is fitted to the classes' means by squared
+    With g(x) the network's features, and z(x) = [cos Wg(x); sin Wg(x)] / sqrt(D/2), of
+    norm 1, the sum over i of z(x_i) (x) e_{y_i} is released once, with the number of
+    images of each class; a generator is fitted to the classes' means by squared
     distance. The paper takes the first two moments of g; z stands for all of them.
 
     By itself the network is a random one, two convolutions deep, and nothing is public.
@@ -42,8 +42,8 @@ class DPMepf:
     Attributes:
       channels: of the random network's first convolution; the second has twice as many.
       features: D, even.
-      lengthscales: of Gaussian kernels on vectors of norm 1; as many features have
-        each.
+      lengthscales: of Gaussian kernels on g(x), as multiples of the square root of its
+        dimensions; as many features have each.
       latent: dimensions of the generator's input, besides the label.
       width: the generator's first convolution has twice so many channels.
       num_steps: free training steps after the release.
@@ -53,7 +53,7 @@ class DPMepf:
 
     channels: int = 8
     features: int = 1000
-    lengthscales: tuple[float, ...] = (0.3, 0.5)
+    lengthscales: tuple[float, ...] = (0.2, 0.4)
     latent: int = 10
     width: int = 16
     num_steps: int = 600

@@ -2,8 +2,8 @@
 
 A map is a network with public parameters: nothing in it is learnt from private images.
 `total(params, image [n h w c], weight [n])` is the sum over i of weight_i z(x_i), flat.
-A map with many features need not write out each z(x_i); `fourier`, `convolutions` and
-`normalised` do, `tangent` does not. The norm of each z(x) is at most 1.
+A map with many features need not write out each z(x_i); `fourier` and
+`composed` do, `tangent` does not. The norm of each z(x) is at most 1.
 """
 
 import math
@@ -31,11 +31,6 @@ class Features(NamedTuple):
 def summed(weight: Float[Array, " n"], rows: Float[Array, "n d"]) -> Array:
     """The weighted sum of rows, at full precision on any device."""
     return jnp.matmul(weight, rows, precision="highest")
-
-
-def unit(rows: Float[Array, "n d"]) -> Array:
-    """Rows scaled to norm 1; a row of zeros stays so."""
-    return rows * jax.lax.rsqrt(jnp.square(rows).sum(1, keepdims=True) + 1e-12)
 
 
 def random_fourier(
@@ -111,22 +106,22 @@ def tangent(hidden: int, bias: float = 0.2) -> Features:
 
 
 def convolutions(width: int) -> Net:
-    """Two random 5x5 convolutions of stride 2, ReLUs: (image) -> features [n d]."""
+    """Two random 5x5 convolutions of stride 2 with ReLUs: image -> [n h' w' 2 width].
+
+    Weights are scaled so that the outputs' mean square is about that of the pixels.
+    """
 
     def init(key, image):
-        first, second = jax.random.split(key)
-        channels = image.shape[-1]
+        shapes = (image.shape[-1], width), (width, 2 * width)
         return [
-            jax.random.normal(first, (5, 5, channels, width)) / 5,
-            jax.random.normal(second, (5, 5, width, 2 * width)) / (5 * width**0.5),
+            jax.random.normal(key, (5, 5, *shape)) * (2 / (25 * shape[0])) ** 0.5
+            for key, shape in zip(jax.random.split(key), shapes, strict=True)
         ]
 
     def apply(params, image):
-        x = image
         for kernel in params:
-            kernel = kernel - kernel.mean((0, 1, 2), keepdims=True)
-            x = jax.nn.relu(im2col(x, kernel, (2, 2), "SAME"))
-        return x.reshape(x.shape[0], -1)
+            image = jax.nn.relu(im2col(image, kernel, (2, 2), "SAME"))
+        return image
 
     return Net(init, apply)
 
@@ -134,21 +129,22 @@ def convolutions(width: int) -> Net:
 def composed(
     net: Net, params: PyTree, features: int, lengthscales: tuple[float, ...]
 ) -> Features:
-    """Random Fourier features of a network's output, scaled to norm 1.
+    """Random Fourier features of a network's output.
 
     Args:
       net: `apply(params, image)` gives [n ...], of each image by itself.
       params: the network's, public; `init` of the result puts them beside W.
       features: D, even.
-      lengthscales: of Gaussian kernels on vectors of norm 1.
+      lengthscales: each as a multiple of the square root of the outputs' number.
     """
 
     def rows(params, image):
-        return unit(net.apply(params, image).reshape(image.shape[0], -1))
+        return net.apply(params, image).reshape(image.shape[0], -1)
 
     def init(key, image_shape):
         size = jax.eval_shape(rows, params, jnp.zeros((1, *image_shape))).shape[1]
-        return params, frequencies(key, size, features, lengthscales)
+        scales = tuple(scale * math.sqrt(size) for scale in lengthscales)
+        return params, frequencies(key, size, features, scales)
 
     def total(params, image, weight):
         return summed(weight, random_fourier(rows(params[0], image), params[1]))
