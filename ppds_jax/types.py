@@ -41,7 +41,8 @@ def check_numbers(config: Any, *zero_allowed: str) -> None:
         if isinstance(default, (str, bool)) or (value is None and default is None):
             continue
         several = isinstance(default, tuple)
-        kind = float if isinstance(default, float) else int
+        first = default[0] if several and default else default
+        kind = float if isinstance(first, float) else int
         wanted = "a number" if kind is float else "whole, and"
         limit = "at least 0" if field.name in zero_allowed else "above 0"
         for number in value if several and isinstance(value, tuple) else (value,):

@@ -6,6 +6,7 @@ from typing import Any
 from ppds_jax import classifiers, generators
 
 SMALL = {"epochs": 2, "num_steps": 5, "features": 50, "batch_size": 20}
+SMALL |= {"samples": 20, "per_class": 2}
 
 
 def small(cls: type) -> Any:

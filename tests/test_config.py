@@ -24,8 +24,8 @@ MAKES = MINE + "    def make(self, spec, budget): ...\n"
 def test_methods_by_name(tmp_path):
     assert config.method("vae", ALL) == VAE()
     assert config.method("dp_merf", ALL) == DPMerf()
-    assert config.method("DPMerf(features=20, hidden=(5,))", ALL) == DPMerf(
-        features=20, hidden=(5,)
+    assert config.method("DPMerf(features=20, lengthscales=(0.5,))", ALL) == DPMerf(
+        features=20, lengthscales=(0.5,)
     )
     path = tmp_path / "mine.py"
     path.write_text(MAKES)
@@ -51,7 +51,7 @@ def test_wrong_methods_are_refused(text, message):
 
 
 def test_descriptions_are_what_the_command_line_takes():
-    for method in (VAE(), VAE(latent=3), DPMerf(hidden=(7, 7), features=20)):
+    for method in (VAE(), VAE(latent=3), DPMerf(lengthscales=(0.7, 0.7), features=20)):
         assert config.method(config.describe(method), ALL) == method
 
 

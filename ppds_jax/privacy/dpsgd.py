@@ -251,3 +251,31 @@ def dp_gradient(
         return gradient, PrivateState(state.step + 1, past)
 
     return PrivateGradient(init, apply)
+
+
+def poisson_sum(
+    key: Key,
+    step: Int32[Array, ""],
+    member: Bool[Array, " n"],
+    total: Callable[[Int32[Array, " capacity"]], Array],
+    settings: DPSGD,
+) -> Array:
+    """A noisy sum over a Poisson batch, of whatever shape: DP-SGD without a gradient.
+
+    It fails closed, as `dp_gradient` does.
+
+    Args:
+      step: how many releases there have been under these settings.
+      total: (rows of the batch, padded with -1) -> the sum over them; the caller
+        proves that a row adds `settings.clip_norm` at most, in norm.
+
+    **Privacy:** add-or-remove-one; so many steps as `settings` says, together, cost
+    `settings.guarantee`. For independent noise only.
+    """
+    batch_key, noise_key = jax.random.split(key)
+    index = poisson_batch(batch_key, member, settings.sampling_rate, settings.capacity)
+    exact = total(index)
+    deviation = settings.mechanism.deviation
+    noisy = exact + deviation * jax.random.normal(noise_key, exact.shape)
+    sound = jnp.isfinite(exact).all() & (step < settings.num_steps)
+    return release(exact, jnp.where(sound, noisy, jnp.nan), settings.mechanism)

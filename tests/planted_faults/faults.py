@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ppds_jax.data.batches import decode
 from ppds_jax.privacy import accounting
+from ppds_jax.privacy.mechanisms import gaussian_release
 from ppds_jax.types import Budget, Generator
 from tests.planted_faults.sound import (
     BOUND,
@@ -39,6 +40,42 @@ def detached_noise(data, budget):
         return {"mean": mean}, {}
 
     return Generator(init, step, images, 5, gaussian(sigma))
+
+
+def values_only(data, budget):
+    """A noisy kernel mean whose gradient is the exact one (DP-Kernel).
+
+    The noise is there in the function's values at generated points, as it should be,
+    and is paid for; but it is drawn apart from the points, so that the gradient, and
+    with it every update, does not know it.
+    """
+    run = lambda sigma: accounting.compose(*[gaussian(sigma)] * 5)
+    sigma = accounting.calibrate(run, budget)
+    w = jax.random.normal(jax.random.key(2), (16, 10)) / 2
+
+    def z(x):
+        return jnp.concatenate([jnp.cos(x @ w), jnp.sin(x @ w)], axis=1) / 10**0.5
+
+    def init(key, data, public, start=None):
+        del data
+        points = jax.random.uniform(key, (SPEC.num_classes, 16))
+        return {"mean": points, "step": jnp.array(0, jnp.int32)}
+
+    def step(key, state, data, public):
+        member = data.member[:, None].astype(jnp.float32)
+        exact = one_hot(data).T @ (member * z(decode(data.image).reshape(80, -1)))
+        due = jnp.where(state["step"] < 5, exact, jnp.nan)
+        released = gaussian_release(key, due, sensitivity=1.0, noise_multiplier=sigma)
+
+        def loss(points):
+            mean = z(points)
+            noise = jax.lax.stop_gradient(mean) * (released - exact)
+            return jnp.sum(mean**2) - 0.1 * jnp.sum(mean * exact + noise)
+
+        mean = state["mean"] - 0.3 * jax.grad(loss)(state["mean"])
+        return {"mean": mean, "step": state["step"] + 1}, {}
+
+    return Generator(init, step, images, 5, run(sigma))
 
 
 def unclipped(data):
@@ -123,6 +160,7 @@ def by_realised(total, data):
 # the fault, and the check that has to catch it, whichever others do
 FAULTS = {
     "noise detached from the gradient": (detached_noise, "flow"),
+    "noise in a kernel mean's values alone": (values_only, "flow"),
     "sensitivity two times too small": (Means(sensitivity=BOUND / 2), "sensitivity"),
     "no clipping": (Means(rows=unclipped), "sensitivity"),
     "noise drawn once and reused": (Batches(noise=one_draw), "noise"),

@@ -1,0 +1,94 @@
+"""DP-MEPF: noisy class means of perceptual features, then a fitted generator."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from ppds_jax.generators.matching import matched
+from ppds_jax.nets import Net
+from ppds_jax.nets.features import composed, convolutions
+from ppds_jax.types import (
+    Budget,
+    DataSpec,
+    Generator,
+    InputError,
+    PyTree,
+    check_numbers,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMepf:
+    """Matches class means of random Fourier features on top of a fixed network's.
+
+    With g(x) the network's features, and z(x) = [cos Wg(x); sin Wg(x)] / sqrt(D/2), of
+    norm 1, the sum over i of z(x_i) (x) e_{y_i} is released once, with the number of
+    images of each class; a generator is fitted to the classes' means by squared
+    distance. The paper takes the first two moments of g; z stands for all of them.
+
+    By itself the network is a random one, two convolutions deep, and nothing is public.
+    A pretrained one is given to `make`:
+
+        DPMepf().make(spec, budget, extractor=(net, params))
+
+    **Privacy:** zero-out. Each z(x) has norm 1, and an image is in one class; one
+    Gaussian release (see `generators.matching`). W and the network are public; images
+    that it was trained on are not covered, and a note on the guarantee says so.
+
+    **References:** Harder, Jalali, Sutherland and Park, Pre-trained Perceptual Features
+    Improve Differentially Private Image Generation, 2023, arXiv 2205.12900.
+
+    Attributes:
+      channels: of the random network's first convolution; the second has twice as many.
+      features: D, even.
+      lengthscales: of Gaussian kernels on g(x), as multiples of the square root of its
+        dimensions; as many features have each.
+      latent: dimensions of the generator's input, besides the label.
+      width: the generator's first convolution has twice so many channels.
+      num_steps: free training steps after the release.
+      batch_size: samples a step, rounded up to as many of each class.
+      learning_rate: of Adam, falling to 0 by a cosine.
+    """
+
+    channels: int = 8
+    features: int = 1000
+    lengthscales: tuple[float, ...] = (0.2, 0.4)
+    latent: int = 10
+    width: int = 16
+    num_steps: int = 600
+    batch_size: int = 100
+    learning_rate: float = 5e-3
+
+    def make(
+        self,
+        spec: DataSpec,
+        budget: Budget,
+        extractor: tuple[Net, PyTree] | None = None,
+    ) -> Generator:
+        """As always; `extractor` is a network of images, and its public parameters."""
+        check_numbers(self)
+        if self.features % 2:
+            raise InputError(f"DPMepf.features={self.features}: must be even")
+        net_key, key = jax.random.split(jax.random.key(0))
+        net = convolutions(self.channels)
+        if extractor is None:
+            params = net.init(net_key, jnp.zeros((1, *spec.image_shape)))
+        else:
+            net, params = extractor
+        features = composed(net, params, self.features, self.lengthscales)
+        return matched(
+            spec,
+            budget,
+            features,
+            features.init(key, spec.image_shape),
+            latent=self.latent,
+            width=self.width,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            notes=() if extractor is None else (PRETRAINED,),
+        )
+
+
+PRETRAINED = "features of a pretrained network: its training images are not covered"

@@ -1,0 +1,61 @@
+"""DP-NTK: one noisy mean of a random network's gradients, then a fitted generator."""
+
+from dataclasses import dataclass
+
+import jax
+
+from ppds_jax.generators.matching import matched
+from ppds_jax.nets.features import tangent
+from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPNTK:
+    """Matches class means of the parameter gradients of a fixed random network.
+
+    phi(x) is the gradient of a network of one hidden ReLU layer, with respect to that
+    layer, scaled to norm 1. Its sum over each class's images is released once, with
+    the number of images; a generator is fitted to the means by squared distance. The
+    sum is computed as two matrix products: no gradient of a single image is.
+
+    **Privacy:** zero-out. Each phi(x) has norm 1, and an image is in one class; one
+    Gaussian release (see `generators.matching`). The network is public, drawn without
+    the data.
+
+    **References:** Yang, Adamczewski, Sutherland, Li and Park, Differentially Private
+    Neural Tangent Kernels (DP-NTK) for Privacy-Preserving Data Generation, 2023, arXiv
+    2303.01687.
+
+    Attributes:
+      hidden: units of the random network's layer.
+      bias: a constant input beside the pixels, as a multiple of the square root of
+        their number; without it phi(x) does not know how bright x is.
+      latent: dimensions of the generator's input, besides the label.
+      width: the generator's first convolution has twice so many channels.
+      num_steps: free training steps after the release.
+      batch_size: samples a step, rounded up to as many of each class.
+      learning_rate: of Adam, falling to 0 by a cosine.
+    """
+
+    hidden: int = 200
+    bias: float = 0.2
+    latent: int = 10
+    width: int = 16
+    num_steps: int = 1000
+    batch_size: int = 200
+    learning_rate: float = 5e-3
+
+    def make(self, spec: DataSpec, budget: Budget) -> Generator:
+        check_numbers(self, "bias")
+        features = tangent(self.hidden, self.bias)
+        return matched(
+            spec,
+            budget,
+            features,
+            features.init(jax.random.key(0), spec.image_shape),
+            latent=self.latent,
+            width=self.width,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+        )

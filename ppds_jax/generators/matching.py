@@ -1,0 +1,178 @@
+"""Class means of features, released once, and a generator fitted to them freely.
+
+What DP-MERF, DP-MEPF, DP-NTK and DP-Kernel have in common; they differ in the features,
+and in how often these are released.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int32
+
+from ppds_jax.data.batches import blocks, decode
+from ppds_jax.nets.features import Features
+from ppds_jax.nets.vae import decoder
+from ppds_jax.optimise import Trained, begin, descend
+from ppds_jax.privacy import accounting
+from ppds_jax.privacy.mechanisms import gaussian_release
+from ppds_jax.types import Budget, Dataset, DataSpec, Generator, Key, PyTree
+
+COUNT = 0.1  # what each image adds to its class's count: 0.5 % more noise elsewhere
+BOUND = (1 + COUNT**2) ** 0.5  # on the norm of what an image contributes
+
+
+def contributions(
+    features: Features, params: PyTree, data: Dataset, num_classes: int
+) -> Float[Array, "classes d+1"]:
+    """The sum over members of [z(x_i), COUNT] (x) e_{y_i}, in one pass over the data.
+
+    **Privacy:** exact. One image changes one class, by `BOUND` at most.
+    """
+
+    def add(total, rows):
+        image, label, member = rows
+        weight = jax.nn.one_hot(label, num_classes, axis=0) * member[None]
+        sums = jax.vmap(features.total, (None, None, 0))(params, decode(image), weight)
+        counts = COUNT * weight.sum(1, keepdims=True)
+        return total + jnp.concatenate([sums, counts], axis=1), None
+
+    rows = tuple(data._replace(member=data.member.astype(jnp.float32)))
+    first = jax.tree.map(lambda x: x[:1], rows)
+    zero = jnp.zeros_like(add(0.0, first)[0])
+    return jax.lax.scan(add, zero, blocks(rows))[0]
+
+
+def counts(total: Float[Array, "classes d+1"], expected: float) -> Array:
+    """Images in each class [classes], from noisy sums: a tenth of `expected` at least.
+
+    The limit keeps noise from being blown up where there are next to no images.
+    """
+    return jnp.maximum(total[:, -1] / COUNT, 0.1 * expected)
+
+
+def means(total: Float[Array, "classes d+1"], expected: float) -> Array:
+    """Each class's mean features [classes d], from noisy sums and counts."""
+    return total[:, :-1] / counts(total, expected)[:, None]
+
+
+def distance(
+    features: Features,
+    params: PyTree,
+    image: Float[Array, "classes m h w c"],
+    target: Float[Array, "classes d"],
+) -> Float[Array, ""]:
+    """Squared distance between mean features, the mean over classes, less a constant.
+
+    With m images of each class, |mean of z|^2 is too large by (1 - |mean|^2) / m on
+    average, which would draw the images of a class towards each other. As |z| = 1, the
+    factor m / (m - 1) sets its gradient right: the sum then is over pairs of different
+    images.
+    """
+    m = image.shape[1]
+    weight = jnp.full(m, 1 / m)
+    mean = jax.vmap(features.total, (None, 0, None))(params, image, weight)
+    squares = jnp.square(mean).sum(1) * m / max(m - 1, 1)
+    return jnp.mean(squares - 2 * (mean * target).sum(1))
+
+
+class Conditional(NamedTuple):
+    """A network that turns noise and labels into images.
+
+    `init(key) -> params`; `sample(params, key, label [n]) -> image [n h w c]`;
+    `each(params, key, m) -> image [classes m h w c]`.
+    """
+
+    init: Callable[[Key], PyTree]
+    sample: Callable[[PyTree, Key, Int32[Array, " n"]], Float[Array, "n h w c"]]
+    each: Callable[[PyTree, Key, int], Float[Array, "classes m h w c"]]
+
+
+def conditional(spec: DataSpec, latent: int, width: int) -> Conditional:
+    """The decoder of `nets.vae`, with `latent` normal variates and the label as input.
+
+    Its first convolution has 2 `width` channels.
+    """
+    net = decoder(spec.image_shape, width)
+
+    def init(key):
+        code, label = jnp.zeros((1, latent)), jnp.zeros((1, spec.num_classes))
+        return net.init(key, code, label)
+
+    def sample(params, key, label):
+        code = jax.random.normal(key, (label.size, latent))
+        y = jax.nn.one_hot(label, spec.num_classes)
+        return jax.nn.sigmoid(net.apply(params, code, y))
+
+    def each(params, key, m):
+        label = jnp.repeat(jnp.arange(spec.num_classes, dtype=jnp.int32), m)
+        image = sample(params, key, label)
+        return image.reshape(spec.num_classes, m, *spec.image_shape)
+
+    return Conditional(init, sample, each)
+
+
+class MatchedState(NamedTuple):
+    """The embedding is noisy: private data end here."""
+
+    embedding: Float[Array, "classes d+1"]
+    trained: Trained
+
+
+def matched(
+    spec: DataSpec,
+    budget: Budget,
+    features: Features,
+    params: PyTree,
+    *,
+    latent: int,
+    width: int,
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    notes: tuple[str, ...] = (),
+) -> Generator:
+    """Releases class means of features once, then fits a generator to them by Adam.
+
+    **Privacy:** zero-out. One image moves the sums by `BOUND` at most; one Gaussian
+    release. The steps are post-processing.
+    """
+    net = conditional(spec, latent, width)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    m = -(-batch_size // spec.num_classes)
+
+    def run(sigma):
+        return accounting.gaussian(
+            sigma, accounting.ZERO_OUT, accounting.PUBLIC_COUNT, *notes
+        )
+
+    noise_multiplier = accounting.calibrate(run, budget)
+
+    def init(key, data, public, start=None):
+        noise_key, net_key = jax.random.split(key)
+        embedding = gaussian_release(
+            noise_key,
+            contributions(features, public, data, spec.num_classes) / spec.num_members,
+            sensitivity=BOUND / spec.num_members,
+            noise_multiplier=noise_multiplier,
+        )
+        weights = net.init(net_key) if start is None else start.trained.params
+        return MatchedState(embedding, begin(optimizer, weights))
+
+    def step(key, state, data, public):
+        del data  # the embedding is already released
+        target = means(state.embedding, 1 / spec.num_classes)
+
+        def loss(weights):
+            return distance(features, public, net.each(weights, key, m), target)
+
+        value, gradient = jax.value_and_grad(loss)(state.trained.params)
+        trained = descend(optimizer, state.trained, gradient)
+        return MatchedState(state.embedding, trained), {"loss": value}
+
+    def sample(key, state, label, public):
+        return net.sample(state.trained.params, key, label)
+
+    return Generator(init, step, sample, num_steps, run(noise_multiplier), params)
