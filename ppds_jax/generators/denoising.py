@@ -74,7 +74,9 @@ def denoising(
     Raises:
       InputError: a field outside its range.
     """
-    check_numbers(config, "label_dropout", "churn", "guidance", "average", *zero_allowed)
+    check_numbers(
+        config, "label_dropout", "churn", "guidance", "average", *zero_allowed
+    )
     for name in ("label_dropout", "average"):
         if getattr(config, name) >= 1:
             raise InputError(f"{name}={getattr(config, name)}: must be below 1")

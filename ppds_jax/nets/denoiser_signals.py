@@ -65,7 +65,7 @@ def secmi(key: Key, denoise: Denoiser, image: Image) -> Signals:
 
 
 def pia(key: Key, denoise: Denoiser, image: Image) -> Signals:
-    """Minus the distance, in log, of two predicted noises: at the image, and at a level.
+    """Minus the distance, in log, of the noises predicted at an image and near it.
 
     The noise predicted for the image itself is added to it, at each level, and
     predicted again; distances are in the norm of power 4.

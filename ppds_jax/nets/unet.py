@@ -52,7 +52,7 @@ class _UNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside an identity; the features scale and shift between them."""
+    """Two convolutions beside an identity, scaled and shifted by the features."""
 
     width: int
 
