@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ppds_jax.convolution import im2col
-from ppds_jax.nets import Net, from_linen
+from ppds_jax.nets import Net, drawn_at_once, from_linen
 from ppds_jax.nets.unet import fold, normalise, unfold
 
 
@@ -46,7 +46,7 @@ class _Discriminator(nn.Module):
 
 def generator(image_shape: tuple[int, int, int], width: int) -> Net:
     """(code [n latent], condition [n k]) -> images [n h w c] in (0, 1)."""
-    return from_linen(_Generator(image_shape, width))
+    return drawn_at_once(from_linen(_Generator(image_shape, width)))
 
 
 def discriminator(width: int) -> Net:
@@ -55,4 +55,4 @@ def discriminator(width: int) -> Net:
     The condition enters by a projection: Miyato and Koyama, cGANs with Projection
     Discriminator, 2018, arXiv 1802.05637.
     """
-    return from_linen(_Discriminator(width))
+    return drawn_at_once(from_linen(_Discriminator(width)))

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ppds_jax.nets import Net, from_linen
+from ppds_jax.nets import Net, drawn_at_once, from_linen
 from ppds_jax.types import InputError
 
 
@@ -46,8 +46,7 @@ class _UNet(nn.Module):
                 h, w, c = skips[i - 1].shape[1:]
                 x = unfold(nn.Dense(4 * c)(x), 2)[:, :h, :w]
         x = nn.silu(normalise(x))
-        zero = nn.initializers.zeros
-        x = nn.Conv(channels * self.patch**2, (3, 3), kernel_init=zero)(x)
+        x = nn.Conv(channels * self.patch**2, (3, 3), name="last")(x)
         return unfold(x, self.patch)[:, :height, :width]
 
 
@@ -61,8 +60,7 @@ class _Block(nn.Module):
         scale, shift = jnp.split(nn.Dense(2 * self.width)(features), 2, axis=-1)
         h = nn.Conv(self.width, (3, 3))(nn.silu(normalise(x)))
         h = normalise(h) * (1 + scale[:, None, None]) + shift[:, None, None]
-        zero = nn.initializers.zeros
-        h = nn.Conv(self.width, (3, 3), kernel_init=zero)(nn.silu(h))
+        h = nn.Conv(self.width, (3, 3), name="last")(nn.silu(h))
         return h + (x if x.shape[-1] == self.width else nn.Dense(self.width)(x))
 
 
@@ -89,7 +87,7 @@ def unet(
     """
     if width % 2:
         raise InputError(f"width={width}: must be even")
-    return from_linen(_UNet(width, multipliers, blocks, patch))
+    return drawn_at_once(from_linen(_UNet(width, multipliers, blocks, patch)))
 
 
 def normalise(x: jax.Array) -> jax.Array:
