@@ -95,5 +95,6 @@ SIGNALS = {
         Signal("sima", of_logit),
         Signal("velocity_loss", of_logit),
         Signal("discriminator", of_logit),
+        Signal("reconstruction", of_logit),
     )
 }

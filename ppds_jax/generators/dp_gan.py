@@ -19,6 +19,7 @@ class DPGAN:
     Each private image is paired with one generated of the same label: the loss of
     the pair, softplus(-D(x, y)) + softplus(D(G(z, y), y)), is clipped as one. Noise
     slows the discriminator down, so it takes many steps before the generator moves.
+    Signals are those of `GAN`.
 
     **Privacy:** DP-SGD on the discriminator, under add-or-remove-one; all its steps
     together keep within the budget. The generator learns from the discriminator alone:
@@ -112,14 +113,11 @@ class DPGAN:
         def sample(key, state, label, public):
             return model.generate(key, state.generator.average, label)
 
-        def judged(key, state, image, label, public):
-            return model.judge(state.discriminator.params, image, label)[:, None]
-
         return Generator(
             init,
             step,
             sample,
             num_steps,
             settings.guarantee,
-            signals={"discriminator": judged},
+            signals=model.signals,
         )

@@ -12,7 +12,16 @@ from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets import gan
 from ppds_jax.optimise import Averaged, Trained, begin, begin_average, descend, follow
 from ppds_jax.privacy.accounting import non_private
-from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
+from ppds_jax.types import (
+    Budget,
+    DataSpec,
+    Generator,
+    InputError,
+    SignalFn,
+    check_numbers,
+)
+
+SEARCH_STEPS = 30  # for the code of an image
 
 
 class GANState(NamedTuple):
@@ -28,12 +37,14 @@ class Pair(NamedTuple):
       generate: (key, generator's params, label [m]) -> images in (0, 1).
       judge: (discriminator's params, image, label) -> logits [n], higher for real.
       fool: (key, both params, n) -> the generator's loss on n images.
+      signals: white-box signals of a `GANState`, see `GAN`.
     """
 
     init: Callable
     generate: Callable
     judge: Callable
     fool: Callable
+    signals: dict[str, SignalFn]
 
 
 def pair(spec: DataSpec, latent: int, width: int) -> Pair:
@@ -59,7 +70,26 @@ def pair(spec: DataSpec, latent: int, width: int) -> Pair:
         fake = generate(code_key, params, label)
         return jax.nn.softplus(-judge(critic, fake, label)).mean()
 
-    return Pair(init, generate, judge, fool)
+    def judged(key, state, image, label, public):
+        return judge(state.discriminator.params, image, label)[:, None]
+
+    def reconstructed(key, state, image, label, public):
+        y, adam = jax.nn.one_hot(label, spec.num_classes), optax.adam(0.1)
+
+        def far(code):
+            found = forge.apply(state.generator.average, code, y)
+            return jnp.square(found - image).mean((1, 2, 3))
+
+        def closer(search, _):
+            gradient = jax.grad(lambda code: far(code).sum())(search.params)
+            return descend(adam, search, gradient), None
+
+        code = jax.random.normal(key, (label.size, latent))
+        search, _ = jax.lax.scan(closer, begin(adam, code), length=SEARCH_STEPS)
+        return -jnp.log(far(search.params) + 1e-12)[:, None]
+
+    signals = {"discriminator": judged, "reconstruction": reconstructed}
+    return Pair(init, generate, judge, fool, signals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +100,16 @@ class GAN:
     gamma / 2 E ||grad_x D(x, y)||^2 (R1), the generator E softplus(-D(G(z, y), y)).
     Images are drawn by a moving average of the generator.
 
-    Its white-box signal `discriminator` is D(x, y): larger for images trained on.
+    Its white-box signals, larger for images that were trained on, are `discriminator`,
+    D(x, y), and `reconstruction`: minus the logarithm of the mean square of G(z, y) - x
+    at a z found by gradient descent from one drawn from the key.
 
     **Privacy:** none.
 
     **References:** Goodfellow et al., Generative Adversarial Networks, 2014, arXiv
     1406.2661; Mescheder, Geiger and Nowozin, Which Training Methods for GANs do
-    actually Converge?, 2018, arXiv 1801.04406 (R1).
+    actually Converge?, 2018, arXiv 1801.04406 (R1); Hayes et al., LOGAN, 2019, arXiv
+    1705.07663, and Chen et al., GAN-Leaks, 2020, arXiv 1909.03935 (the signals).
 
     Attributes:
       latent: dimensions of z.
@@ -149,14 +182,11 @@ class GAN:
         def sample(key, state, label, public):
             return model.generate(key, state.generator.average, label)
 
-        def judged(key, state, image, label, public):
-            return model.judge(state.discriminator.params, image, label)[:, None]
-
         return Generator(
             init,
             step,
             sample,
             -(-updates // self.critic_steps),
             non_private(),
-            signals={"discriminator": judged},
+            signals=model.signals,
         )
