@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from ppds_jax.devices import block_rows
 from ppds_jax.types import PyTree
@@ -64,3 +64,30 @@ def mean_gradient(
     zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(lambda t, block: (add(t, block), None), zero, blocks)
     return jax.tree.map(lambda x: x * (size / count), total)
+
+
+class Averaged(NamedTuple):
+    """Trained parameters beside their moving average, by which samples are drawn."""
+
+    trained: Trained
+    average: PyTree
+    count: Int32[Array, ""]
+
+
+def begin_average(trained: Trained) -> Averaged:
+    """An average that starts at the parameters."""
+    return Averaged(trained, trained.params, jnp.array(0, jnp.int32))
+
+
+def follow(state: Averaged, trained: Trained, decay: float) -> Averaged:
+    """The average a <- d a + (1 - d) params, d = min(decay, t / (t + 9)) at step t.
+
+    At first it reaches back over a tenth of the steps so far, so that short runs do not
+    keep their first weights.
+    """
+    t = (state.count + 1).astype(jnp.float32)
+    d = jnp.minimum(decay, t / (t + 9))
+    average = jax.tree.map(
+        lambda a, p: a + (1 - d) * (p - a), state.average, trained.params
+    )
+    return Averaged(trained, average, state.count + 1)

@@ -12,10 +12,12 @@ from jax.flatten_util import ravel_pytree
 from ppds_jax.data.batches import decode, encode
 from ppds_jax.fit import fit
 from ppds_jax.generators import (
+    DPGAN,
     DPNTK,
     VAE,
     ClassMean,
     ClassPCA,
+    DPFeta,
     DPKernel,
     DPKip,
     DPMepf,
@@ -23,11 +25,12 @@ from ppds_jax.generators import (
     Independent,
     Memoriser,
 )
+from ppds_jax.generators.dp_feta import central_images
 from ppds_jax.generators.dp_kip import tangent_kernel
 from ppds_jax.generators.dp_mepf import PRETRAINED
 from ppds_jax.generators.matching import means
 from ppds_jax.nets import Net
-from ppds_jax.types import Budget
+from ppds_jax.types import Budget, Dataset
 from tests.conftest import BUDGET, DIGITS
 
 FREE = Budget(float("inf"), 1e-5)
@@ -193,3 +196,33 @@ def test_kernel_inducing_points_learn(digits):
     first = method.init(jax.random.key(0), digits, method.public)
     assert accuracy(first.params) < 0.4
     assert accuracy(state.params) > 0.7
+
+
+def test_central_images_are_class_means_over_the_nominal_count(digits):
+    """Where half of a class is missing, its central images are half as bright."""
+    config = DPFeta(central_images=40, central_rate=0.5, central_clip=1.0)
+
+    def brightness(data):
+        image, label = central_images(jax.random.key(0), config, data, DIGITS, 0.0)
+        assert image.shape == (400, 8, 8, 1)
+        return image.mean((1, 2, 3)) @ jax.nn.one_hot(label, 10) / 40
+
+    one = Dataset(digits.image, jnp.arange(120) % 10, jnp.ones(120, bool))
+    part = one._replace(member=jnp.arange(120) < 60)
+    whole = brightness(part)  # 6 of each class, as the specification has it
+    exact = jax.ops.segment_sum(decode(one.image[:60]).mean((1, 2, 3)), one.label[:60])
+    # 40 samples of about 3 images: one standard error is 9 %
+    np.testing.assert_allclose(whole, exact / 6, rtol=0.4)
+    fewer = brightness(part._replace(member=jnp.arange(120) < 30))
+    assert 0.3 < float(fewer.sum() / whole.sum()) < 0.7
+
+
+def test_a_dp_gan_takes_many_private_steps_for_one_of_its_generator(digits):
+    """One step: all private steps of the discriminator, then one of the generator."""
+    config = DPGAN(width=4, batch_size=20, critic_steps=2, epochs=1)
+    method = config.make(DIGITS, BUDGET)
+    assert method.num_steps == 2  # of 3 updates, in twos
+    state = method.init(jax.random.key(0), digits, ())
+    after, _ = jax.jit(method.step)(jax.random.key(1), state, digits, ())
+    assert int(after.discriminator.private.step) == 2
+    assert int(after.generator.count) == 1

@@ -89,5 +89,12 @@ SIGNALS = {
         Signal("log_density_ratio", of_logit),
         Signal("neighbourhood", lambda phi: (1 + np.asarray(phi, np.float64)) / 2),
         Signal("elbo", of_logit),
+        Signal("denoising_loss", of_logit),
+        Signal("secmi", of_logit),
+        Signal("pia", of_logit),
+        Signal("sima", of_logit),
+        Signal("velocity_loss", of_logit),
+        Signal("discriminator", of_logit),
+        Signal("reconstruction", of_logit),
     )
 }

@@ -1,6 +1,8 @@
 """A conditional variational autoencoder. Not private."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,58 @@ from ppds_jax.nets.vae import decoder, encoder
 from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
+
+
+class Model(NamedTuple):
+    """Pure functions of the parameters of encoder and decoder.
+
+    Attributes:
+      init: key -> parameters.
+      cost: (key, params, image [n h w c], label [n]) -> distortion and rate, each [n].
+      sample: (key, params, label [m]) -> images in [0, 1], the decoder's means.
+      elbo: (key, params, image, label) -> [n 1], see `VAE`.
+    """
+
+    init: Callable
+    cost: Callable
+    sample: Callable
+    elbo: Callable
+
+
+def autoencoder(spec: DataSpec, latent: int, width: int) -> Model:
+    """What the variational autoencoders share."""
+    encode, decode = encoder(latent, width), decoder(spec.image_shape, width)
+
+    def condition(label):
+        return jax.nn.one_hot(label, spec.num_classes)
+
+    def init(key):
+        encoder_key, decoder_key = jax.random.split(key)
+        y = jnp.zeros((1, spec.num_classes))
+        x, z = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, latent))
+        return encode.init(encoder_key, x, y), decode.init(decoder_key, z, y)
+
+    def cost(key, params, image, label):
+        y = condition(label)
+        mean, log_var = encode.apply(params[0], image, y)
+        noise = jax.random.normal(key, mean.shape)
+        logits = decode.apply(params[1], mean + jnp.exp(log_var / 2) * noise, y)
+        distortion = optax.sigmoid_binary_cross_entropy(logits, image)
+        rate = 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var)
+        return distortion.sum((1, 2, 3)), rate.sum(1)
+
+    def sample(key, params, label):
+        code = jax.random.normal(key, (label.size, latent))
+        return jax.nn.sigmoid(decode.apply(params[1], code, condition(label)))
+
+    def elbo(key, params, image, label):
+        def once(key):
+            distortion, rate = cost(key, params, image, label)
+            return -(distortion + rate) / image[0].size
+
+        return jax.lax.map(once, jax.random.split(key, 16)).mean(0)[:, None]
+
+    return Model(init, cost, sample, elbo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,34 +101,15 @@ class VAE:
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
         check_numbers(self, "beta")
-        encode = encoder(self.latent, self.width)
-        decode = decoder(spec.image_shape, self.width)
+        model = autoencoder(spec, self.latent, self.width)
         optimizer = optax.adam(self.learning_rate)
         batch_size = min(self.batch_size, spec.num_members)
 
-        def condition(label):
-            return jax.nn.one_hot(label, spec.num_classes)
-
         def init(key, data, public, start=None):
-            if start is not None:
-                return start
-            encoder_key, decoder_key = jax.random.split(key)
-            y = jnp.zeros((1, spec.num_classes))
-            x, z = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, self.latent))
-            params = encode.init(encoder_key, x, y), decode.init(decoder_key, z, y)
-            return begin(optimizer, params)
-
-        def cost(params, key, image, label):  # distortion and rate of each image
-            y = condition(label)
-            mean, log_var = encode.apply(params[0], image, y)
-            noise = jax.random.normal(key, mean.shape)
-            logits = decode.apply(params[1], mean + jnp.exp(log_var / 2) * noise, y)
-            distortion = optax.sigmoid_binary_cross_entropy(logits, image)
-            rate = 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var)
-            return distortion.sum((1, 2, 3)), rate.sum(1)
+            return begin(optimizer, model.init(key)) if start is None else start
 
         def loss(params, key, image, label):
-            distortion, rate = cost(params, key, image, label)
+            distortion, rate = model.cost(key, params, image, label)
             return (distortion + self.beta * rate).mean()
 
         def step(key, state, data, public):
@@ -86,15 +121,10 @@ class VAE:
             return descend(optimizer, state, gradient), {"loss": value}
 
         def sample(key, state, label, public):
-            code = jax.random.normal(key, (label.size, self.latent))
-            return jax.nn.sigmoid(decode.apply(state.params[1], code, condition(label)))
+            return model.sample(key, state.params, label)
 
         def elbo(key, state, image, label, public):
-            def once(key):
-                distortion, rate = cost(state.params, key, image, label)
-                return -(distortion + rate) / image[0].size
-
-            return jax.lax.map(once, jax.random.split(key, 16)).mean(0)[:, None]
+            return model.elbo(key, state.params, image, label)
 
         num_steps = self.epochs * -(-spec.num_members // batch_size)
         return Generator(

@@ -72,6 +72,52 @@ def noisy_sum(
     )
 
 
+def subsampled_sums(
+    key: Key,
+    rows: Float[Array, "n d"],
+    label: Int32[Array, " n"],
+    member: Bool[Array, " n"],
+    *,
+    count: int,
+    sampling_rate: float,
+    num_classes: int,
+    bound: float,
+    noise_multiplier: float,
+) -> Float[Array, "count classes d"]:
+    """`count` noisy sums of the rows in each class, each over its own Poisson sample.
+
+    Every member is in each sample with probability `sampling_rate`, independently; rows
+    are clipped to `bound`. Divide by public constants to get means.
+
+    **Privacy:** `count` Poisson-sampled Gaussian releases of sensitivity `bound`, under
+    add-or-remove-one: `accounting.poisson_gaussian` with these arguments and a capacity
+    of all members.
+    """
+    cost = accounting.poisson_gaussian(
+        noise_multiplier=noise_multiplier,
+        sampling_rate=sampling_rate,
+        num_steps=1,
+        num_members=member.size,
+        capacity=member.size,  # no sample is cut down
+    )
+    deviation = bound * noise_multiplier
+    mechanism = Mechanism(cost.event, bound, deviation=deviation)
+    norm = jnp.sqrt(jnp.sum(rows**2, axis=1, keepdims=True))
+    rows = rows * jnp.minimum(1, bound / jnp.maximum(norm, 1e-12))
+    rows = jnp.where(member[:, None], rows, 0.0)
+    classes = jax.nn.one_hot(label, num_classes)
+
+    def once(_, key):
+        coin_key, noise_key = jax.random.split(key)
+        coin = jax.random.bernoulli(coin_key, sampling_rate, member.shape)
+        chosen = jnp.where((coin & member)[:, None], classes, 0.0)
+        total = jnp.matmul(chosen.T, rows, precision="highest")
+        noise = jax.random.normal(noise_key, total.shape)
+        return None, release(total, total + deviation * noise, mechanism)
+
+    return jax.lax.scan(once, None, jax.random.split(key, count))[1]
+
+
 def noisy_histogram(
     key: Key,
     bin: Int32[Array, " n"],
