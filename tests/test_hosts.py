@@ -145,6 +145,7 @@ def test_a_signal_to_one_ends_all_and_the_same_command_goes_on(alone, tmp_path):
     assert_same(rows(tmp_path), alone[1])
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_ends_all_with_its_name(tmp_path):
     codes, shown = ended(start(2, tmp_path, "--faulty", "1", "--pause", "1"))
     assert codes == [1, 1], shown
