@@ -1,6 +1,8 @@
 """Shadow models over devices and within memory: the same results, however they lie."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +159,36 @@ def test_wrong_layouts_are_refused(layout, message):
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(InputError, match=r"mesh=shadow=8,data=2: asks for 16"):
         map_shadows(one, Layout("shard-map", (8, 2)))(SHARED, rows(2))
+
+
+# Shadow models of about 100 MB, of which 32 together would need 3 GB.
+WITHIN = """
+import resource, sys
+import jax, jax.numpy as jnp
+from ppds_jax.devices import Layout, map_shadows
+
+def one(shared, key):
+    w = jax.random.normal(key, (64, 4000))
+    loss = lambda w: (jnp.tanh(shared @ w) ** 2).mean()
+    return jax.grad(loss)(w).sum()
+
+count, limit = int(sys.argv[1]), int(sys.argv[2])
+shared, keys = jnp.ones((3000, 64)), jax.random.split(jax.random.key(0), count)
+layout = Layout("vmap", memory=limit)
+mapped = map_shadows(one, layout)
+whole = map_shadows(one, layout)._need(shared, keys, count)
+assert mapped(shared, keys).shape == (count,)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak, whole)
+"""
+
+
+def test_memory_stays_under_its_limit_however_many_models():
+    limit, needs = 900_000_000, {}
+    for count in (4, 32):
+        command = [sys.executable, "-c", WITHIN, str(count), str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        peak, needs[count] = map(float, done.stdout.split())
+        assert peak < limit
+    assert needs[32] > limit, "too little work for the limit to matter"

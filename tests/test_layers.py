@@ -55,7 +55,9 @@ def test_no_file_is_above_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
-@pytest.mark.parametrize("library", ["jax_privacy", "dp_accounting", "tyro", "tqdm"])
+@pytest.mark.parametrize(
+    "library", ["jax_privacy", "dp_accounting", "tyro", "tqdm", "ray"]
+)
 def test_one_file_imports_each_of_these(library):
     users = [
         path.name

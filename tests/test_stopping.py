@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -44,6 +45,21 @@ def test_a_held_signal_waits_for_a_safe_point(capsys):
 
     assert stopped(run, capsys)[0] == 75
     assert saved == [3]
+
+
+def test_a_signal_that_falls_into_a_destructor_is_not_lost(capsys, monkeypatch):
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(10))  # where the handler runs, and what it raises is dropped
+
+    def run():
+        monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+        Dying()
+        signals.check()
+        pytest.fail("went on")
+
+    assert stopped(run, capsys)[0] == 75
 
 
 def test_a_second_signal_does_not_wait(capsys):

@@ -14,11 +14,14 @@ its exit code. One that dies without a word is missed by `jax.distributed`: that
 the others (code 134) within two minutes. The same command on all goes on from there.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
+import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +65,7 @@ class Hosts(Group):
     def wait(self, ready: Callable[[], bool]) -> None:
         pause = 0.01
         while not ready():
+            signals.check()
             time.sleep(pause)  # a signal interrupts it, and so does `watch`
             pause = min(1.5 * pause, 1.0)
 
@@ -116,7 +120,24 @@ def together(runtime: "Runtime", identity: str) -> Iterator[None]:
         yield
         return
     _start(runtime)
-    hosts = _current = _meet(runtime.work_dir, identity)
+    try:
+        hosts = _current = _meet(runtime.work_dir, identity)
+        with _telling(hosts):
+            yield
+    except BaseException as error:
+        if not isinstance(error, Left):
+            atexit.register(_leave, _code(error))
+        raise
+    finally:
+        _current = Group()
+        jax.distributed.shutdown()  # waits for all
+    if hosts.index == 0:
+        shutil.rmtree(hosts.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _telling(hosts: Hosts) -> Iterator[None]:
+    """Tells the others how the work within ends, and ends it when one of them stops."""
     over = threading.Event()
     threading.Thread(target=hosts.watch, args=(over,), daemon=True).start()
     try:
@@ -124,7 +145,7 @@ def together(runtime: "Runtime", identity: str) -> Iterator[None]:
         if hosts.index == 0:
             (hosts.folder / "end").touch()
     except Left:
-        pass
+        raise
     except signals.Stopped as stop:
         if hosts.stopped:
             stop.name, stop.code = hosts.stopped["name"], hosts.stopped["code"]
@@ -132,15 +153,28 @@ def together(runtime: "Runtime", identity: str) -> Iterator[None]:
             hosts.tell(stop.name, stop.code)
         raise
     except BaseException as error:
-        code = 2 if isinstance(error, InputError) else 1
-        hosts.tell(f"{type(error).__name__}: {error}", code)
+        hosts.tell(f"{type(error).__name__}: {error}", _code(error))
         raise
     finally:
         over.set()
-        _current = Group()
-    jax.distributed.shutdown()  # waits for all
-    if hosts.index == 0:
-        shutil.rmtree(hosts.folder, ignore_errors=True)
+
+
+def _code(error: BaseException) -> int:
+    """The exit code that `config.main` gives to an exception."""
+    if isinstance(error, signals.Stopped):
+        return error.code
+    return 2 if isinstance(error, InputError) else 1
+
+
+def _leave(code: int) -> None:
+    """Ends the process without the rest of its clean-up.
+
+    After an exception JAX's sometimes crashes in a distributed run (segmentation fault
+    in jax 0.10.2), and its exit code is what a restart loop goes by.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _start(runtime: "Runtime") -> None:

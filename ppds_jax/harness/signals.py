@@ -26,13 +26,13 @@ class Stopped(BaseException):
         self.code = INTERRUPTED if number == signal.SIGINT else GO_ON
 
 
-_came = False  # a signal, since `watched` began
+_came: int | None = None  # the first signal since `watched` began
 _held: list[int] | None = None  # signals that wait for the next safe point
 
 
 def _arrived(number: int, frame: object) -> None:
     global _came
-    _came = True
+    _came = _came or number
     if _held is None or _held:
         raise Stopped(number)
     _held.append(number)
@@ -45,7 +45,7 @@ def watched() -> Iterator[None]:
     Has no effect outside of a process's main thread.
     """
     global _came
-    _came, before = False, {}
+    _came, before = None, {}
     with contextlib.suppress(ValueError):
         for number in _WATCHED:
             before[number] = signal.signal(number, _arrived)
@@ -58,8 +58,18 @@ def watched() -> Iterator[None]:
 
 def stop() -> None:
     """Sends this process a SIGTERM, unless a signal is stopping it already."""
-    if not _came:
+    if _came is None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def check() -> None:
+    """Raises what a signal raised in vain: Python drops it within a destructor.
+
+    Raises:
+      Stopped: a signal came, and this process goes on all the same.
+    """
+    if _came is not None and _held is None:
+        raise Stopped(_came)
 
 
 @contextlib.contextmanager

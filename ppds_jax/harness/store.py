@@ -190,6 +190,7 @@ def complete(
         if i % group.count != group.index:
             continue
         padded = batch + batch[-1:] * (plan["width"] - len(batch))
+        signals.check()
         with signals.held():
             results = jax.device_get(compute(padded))
             for row in wanted:

@@ -1,0 +1,72 @@
+"""A small experiment on shadow models, to be run by several processes."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppds_jax import devices
+from ppds_jax.attacks.game import half_design
+from ppds_jax.attacks.observe import Questions
+from ppds_jax.data.load import load
+from ppds_jax.generators import DPMerf
+from ppds_jax.harness import config, hosts
+from ppds_jax.harness.run import Row, Run
+from ppds_jax.harness.shadows import Shadows, Subject
+from ppds_jax.pipeline import generation
+from ppds_jax.types import Budget, Dataset, DataSpec, Published
+
+hosts.PATIENCE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is trained, and how it is disturbed.
+
+    Attributes:
+      num_shadows: models.
+      pause: seconds after each of them.
+      faulty: the process that fails, or -1.
+    """
+
+    num_shadows: int = 8
+    pause: float = 0.0
+    faulty: int = -1
+
+
+def run(cfg: Config, runtime: config.Runtime) -> list[Row]:
+    devices.prepare(runtime.layout)
+    x, y = load("digits")[1:3]
+    image, label = jnp.asarray(x[:60]), jnp.asarray(y[:60])
+    spec, budget = DataSpec((8, 8, 1), 10, 30), Budget(10.0, 1e-5)
+    method = DPMerf(features=20, hidden=(5,), num_steps=5)
+    stages = (generation(method.make(spec, budget)),)
+    subject = Subject("merf", (method, spec), stages, Published(), Published())
+    member = half_design(jax.random.key(3), y[:60], cfg.num_shadows)
+    data, asked = (
+        Dataset(image, label, jnp.ones(60, bool)),
+        Questions(*[image, label] * 2),
+    )
+    shadows = Shadows(data, member, asked, 0, runtime)
+    if hosts.current().index == cfg.faulty:
+        raise FloatingPointError("planted")
+    result = shadows.run(subject, lambda count: time.sleep(count * cfg.pause))
+    hosts.only_first()
+    here = Run(runtime, "merf", cfg)
+    here.start()
+    sums = [float(abs(leaves(result, row)).sum()) for row in range(cfg.num_shadows)]
+    here.finish([{"row": row, "sum": value} for row, value in enumerate(sums)])
+    print(here.path)
+    return here.rows() or []
+
+
+def leaves(result, row: int) -> np.ndarray:
+    return np.concatenate(
+        [np.ravel(x) for x in jax.tree.leaves(result.published(row).generator)]
+    )
+
+
+if __name__ == "__main__":
+    config.main(run, {"default": ("DP-MERF on digits", Config())}, spreads=True)
