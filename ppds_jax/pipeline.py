@@ -6,7 +6,7 @@ of steps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,40 +27,19 @@ from ppds_jax.types import (
 )
 
 
-class Begin(Protocol):
-    """Makes a stage's first state from what the stages before it have published."""
-
-    def __call__(
-        self, key: Key, data: Dataset, published: Published, public: PyTree
-    ) -> PyTree: ...
-
-
-class Advance(Protocol):
-    """Takes a stage's state from step `first` to step `last`, both traced."""
-
-    def __call__(
-        self,
-        key: Key,
-        state: PyTree,
-        data: Dataset,
-        published: Published,
-        public: PyTree,
-        first: Any,
-        last: Any,
-    ) -> PyTree: ...
-
-
 class Stage(NamedTuple):
     """One stage: it adds one release to what the stages before it have published.
 
-    Its state after `begin` and all `num_steps` is what it releases. Both functions are
-    pure, and take the same key; `public` is the stage's public arrays. A stage that
-    does not train has no steps, and nothing to advance.
+    `begin(key, data, published, public)` makes its first state, and `advance(key,
+    state, data, published, public, first, last)` takes it from step `first` to `last`,
+    which may be traced. Both are pure, and take the same key; `public` is the stage's
+    public arrays. The state after all `num_steps` is what the stage releases. One that
+    does not train has no steps, and no `advance`.
     """
 
     release: str
-    begin: Begin
-    advance: Advance | None = None
+    begin: Callable[[Key, Dataset, Published, PyTree], PyTree]
+    advance: Callable[..., PyTree] | None = None
     num_steps: int = 0
     public: PyTree = ()
 

@@ -215,7 +215,9 @@ def test_a_log_file_gets_plain_lines_and_few():
     shape = r"shadow models: \d+ of 128 \(\d+ %\), 10 an hour, .* left; VAE, .*"
     for line in lines[:-1]:
         assert re.fullmatch(shape, line), line
-    assert lines[10].startswith("shadow models: 29 of 128 (23 %), 10 an hour, 9 h 4")
+    assert lines[10].startswith(
+        "shadow models: 29 of 128 (23 %), 10 an hour, 9 h 50 min"
+    )
     assert lines[-1] == "shadow models: 128, in 10 h 0 min"
 
 

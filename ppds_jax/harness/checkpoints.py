@@ -55,7 +55,9 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        arrays = {f"{i}": x for i, x in enumerate(on_host(tree)) if x.size}
+        arrays: dict[str, Any] = {
+            f"{i}": x for i, x in enumerate(on_host(tree)) if x.size
+        }
         arrays["number"] = np.int64(number)  # a checkpoint without arrays is refused
         self._manager.save(
             number,

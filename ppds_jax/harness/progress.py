@@ -105,16 +105,17 @@ def progress(total: int, label: str) -> Iterator[Progress]:
         counted.close()
 
 
-def rate(speed: float) -> str:
+def rate(speed: float, unit: str = "") -> str:
     """Units a second, in words.
 
-    >>> rate(4.06), rate(0.5), rate(0.001)
-    ('4.1 a second', '30 a minute', '3.6 an hour')
+    >>> rate(4.06), rate(0.5), rate(0.001, "steps")
+    ('4.1 a second', '30 a minute', '3.6 steps an hour')
     """
+    unit = f" {unit}" if unit else ""
     for number, word in ((speed, "a second"), (60 * speed, "a minute")):
         if number >= 1:
-            return f"{_brief(number)} {word}"
-    return f"{_brief(3600 * speed)} an hour"
+            return f"{_brief(number)}{unit} {word}"
+    return f"{_brief(3600 * speed)}{unit} an hour"
 
 
 def span(seconds: float) -> str:

@@ -21,7 +21,7 @@ from ppds_jax.fit import finite
 from ppds_jax.harness import signals
 from ppds_jax.harness.checkpoints import Checkpoints
 from ppds_jax.harness.progress import Progress, rate
-from ppds_jax.pipeline import Advance, Begin, Stage, run_stages
+from ppds_jax.pipeline import Stage, run_stages
 from ppds_jax.types import Dataset, Key, Published, PyTree
 
 SECONDS = 5.0  # that one chunk of steps should take
@@ -167,9 +167,10 @@ class Trainer:
                 after, sound = run(state, step, last)
                 self._check(batch, stage, sound, run, state, step, last)
                 speed = (last - step) / (time.monotonic() - started)
+                compiled = stage.advance in self._speed  # before this chunk
                 self._speed[stage.advance] = speed
                 state, step = after, last
-                self._report(batch, i, step, speed, report)
+                self._report(batch, i, step, compiled * speed, report)
                 if step < stage.num_steps:
                     yield Place(i, step, at.published, state)
             at = Place(i + 1, 0, stage.publish(at.published, state))
@@ -183,9 +184,11 @@ class Trainer:
         before = sum(stage.num_steps for stage in self.stages[:i])
         share = (before + step) / self._steps
         stage = self.stages[i]
-        fast = rate(speed * len(batch.rows))
         note = f"{self.name}, {stage.release}: step {step:,} of {stage.num_steps:,}"
-        report.under_way(share * len(set(batch.rows)), f"{note}, {fast}")
+        models = len(set(batch.rows))
+        if speed:  # of all models together
+            note += f", {rate(speed * models, 'steps')}"
+        report.under_way(share * models, note)
 
     def _check(self, batch: Batch, stage: Stage, sound, run=None, *chunk) -> None:
         """Stops at the first model that is not sound, and says at which step it broke.
@@ -259,7 +262,7 @@ class Trainer:
 
 
 @functools.cache
-def _begins(begin: Begin, layout: Layout) -> Mapped:
+def _begins(begin: Callable, layout: Layout) -> Mapped:
     """A stage's first state over rows, and whether it is finite."""
 
     def one(shared, row):
@@ -273,7 +276,7 @@ def _begins(begin: Begin, layout: Layout) -> Mapped:
 
 
 @functools.cache
-def _advances(advance: Advance, layout: Layout) -> Mapped:
+def _advances(advance: Callable, layout: Layout) -> Mapped:
     """A stage's steps over rows, and whether the state after them is finite."""
 
     def one(shared, row):
