@@ -1,5 +1,7 @@
 # make demo   set up, survey Fashion-MNIST, print the path of the report
 # make test   set up, run the tests
+# make bench  set up with PyTorch and Opacus, time everything beside them
+# make bench-gpu PART=1    the parts for an accelerator, 1 to 6
 SHELL := /bin/bash
 VENV ?= .venv
 # the first Python that is recent enough; PYTHON=... chooses another
@@ -9,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo smoke test slow lint types doctest notebooks clean
+.PHONY: demo smoke test slow bench bench-gpu lint types doctest notebooks clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed" >&2; exit 2; }
@@ -29,6 +31,18 @@ test: $(READY)
 
 slow: $(READY)
 	$(RUN) -m pytest -m slow
+
+$(VENV)/.bench: $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench
+	@$(RUN) -m experiments.speed full
+
+# on the accelerator's machine, in an environment that has PyTorch for it already
+PART ?= 1
+bench-gpu:
+	@$(or $(wildcard $(RUN)),python3) -m experiments.speed gpu$(PART) $(OPTIONS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .
