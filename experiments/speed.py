@@ -11,8 +11,9 @@ turn in one run (see `experiments.bench.contest`), in two ways that the rows nam
 
 * `shadow_speedup_vs_torch/NET`: 16 models in PyTorch, each a plain loop, by the faster
   of one process with two threads and two processes pinned to a core each;
-  `..._tuned/NET` the same with channels-last images and fused Adam.
-* `dp_speedup_vs_opacus_MODE/NET`: DP-SGD on one pinned core; `.../2cores` on both.
+  `..._tuned/NET`: by the latter with channels-last images and fused Adam.
+* `dp_speedup_vs_opacus_MODE/NET`: DP-SGD on one pinned core; `.../2cores`: on each of
+  two cores at once.
 
 What to expect on 2 cores: 1.3 or more on the CNNs and 1.1 on the dense network against
 the plain loop, 8 or more against naive `vmap`; DP-SGD 8 times Opacus's hooks and 2.5
@@ -50,9 +51,12 @@ class Config:
       size: of the images: mnist (28x28x1) or cifar (32x32x3).
       models: shadow models in the contest with PyTorch.
       steps: of each model, batch 128.
-      vmap_steps: of each model under naive vmap, which is slow on a CPU.
+      naive: ways to map the max-pool CNN as a tutorial would: vmap, loop, scan.
+      naive_steps: of each model mapped so, which is slow on a CPU.
       widths: numbers of models for which the cost of one is shown.
       modes: mappings to compare over the widths.
+      engines: of DP-SGD, besides a plain step and ghost clipping.
+      private_cores: on how many cores DP-SGD is timed, one process on each.
       private_steps: of DP-SGD, expected batch 256.
       rounds: of each contest; ratios are medians over them.
       scoring: the attacks that are timed.
@@ -63,9 +67,12 @@ class Config:
     size: str = "mnist"
     models: int = 16
     steps: int = 16
-    vmap_steps: int = 2
+    naive: tuple[str, ...] = ("vmap",)
+    naive_steps: int = 1
     widths: tuple[int, ...] = (4, 256)
     modes: tuple[str, ...] = ("auto",)
+    engines: tuple[str, ...] = ()
+    private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
     rounds: int = 5
     scoring: Scoring = field(default_factory=Scoring)
@@ -89,7 +96,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
             parts=("shadows", "widths", "private", "score", "methods", "start"),
             widths=(1, 4, 16, 64, 256),
             modes=("auto", "map", "shard-vmap"),
-            private_steps=8,
+            naive=("vmap", "loop", "scan"),
+            engines=("microbatch", "reference"),
+            private_cores=(1, 2),
             rounds=7,
         ),
     ),
@@ -103,7 +112,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
             parts=("shadows", "widths", "private", "score", "methods", "start"),
             models=2,
             steps=1,
-            vmap_steps=1,
             widths=(2, 4),
             private_steps=1,
             rounds=1,
@@ -168,7 +176,7 @@ def _check(cfg: Config) -> None:
     least = {"num_models": 8, "num_images": 16, "num_queries": 1, "num_population": 1}
     least |= {"num_resamples": 1, "loop_images": 1}
     counts = {name: (getattr(cfg.scoring, name), least[name]) for name in least}
-    for name in ("models", "steps", "vmap_steps", "private_steps", "rounds"):
+    for name in ("models", "steps", "naive_steps", "private_steps", "rounds"):
         counts[name] = getattr(cfg, name), 1
     for name, (value, smallest) in counts.items():
         if value < smallest:
@@ -205,18 +213,15 @@ def shadows(cfg: Config) -> list[Row]:
         units = cfg.models * cfg.steps
         entries = {"ours": Contestant("ours:shadows", work, units=units)}
         if _rivals() and net != "wrn16-4":
+            threads = work | {"threads": len(cores)}
+            entries["torch/threads"] = Contestant(
+                "rivals:shadows", threads, units=units
+            )
             half = work | {"models": max(1, cfg.models // len(cores))}
+            units = half["models"] * len(cores) * cfg.steps
             for name, tuned in (("torch", False), ("torch_tuned", True)):
-                entries[f"{name}/threads"] = Contestant(
-                    "rivals:shadows",
-                    work | {"threads": len(cores), "tuned": tuned},
-                    units=units,
-                )
                 entries[f"{name}/processes"] = _pinned(
-                    "rivals:shadows",
-                    half | {"tuned": tuned},
-                    cores,
-                    half["models"] * len(cores) * cfg.steps,
+                    "rivals:shadows", half | {"tuned": tuned}, cores, units
                 )
         entries["peak"] = Contestant(
             "ours:matrix_product", {"size": 1024, "repeats": 20}
@@ -234,29 +239,24 @@ def shadows(cfg: Config) -> list[Row]:
                 )
         rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
         rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
-    if "maxpool" in cfg.nets:
-        rows += _naive(cfg)
-    return rows
+    return rows + (_naive(cfg) if "maxpool" in cfg.nets else [])
 
 
 def _naive(cfg: Config) -> list[Row]:
     """The max-pool CNN as a tutorial would map it."""
-    units = cfg.models * cfg.vmap_steps
-    work = {"models": cfg.models, "steps": cfg.vmap_steps}
+    units = cfg.models * cfg.naive_steps
+    work = {"models": cfg.models, "steps": cfg.naive_steps}
     entries = {
         "ours": Contestant("ours:shadows", work | {"net": "maxpool"}, units=units)
     }
-    for mode in ("vmap", "loop", "scan"):
+    for mode in cfg.naive:
         entries[mode] = Contestant("ours:textbook", work | {"mode": mode}, units=units)
-    results = contest(entries, min(3, cfg.rounds))
-    rows = [
-        _ratio(f"shadow_speedup_vs_{mode}/maxpool", results[mode], results)
-        for mode in ("vmap", "loop", "scan")
-    ]
-    return rows + [
-        _ms(f"shadow_ms/maxpool/naive_{mode}", results[mode])
-        for mode in ("vmap", "loop", "scan")
-    ]
+    results, rows = contest(entries, min(3, cfg.rounds)), []
+    for mode in cfg.naive:
+        name = f"shadow_speedup_vs_{mode}/maxpool"
+        rows.append(_ratio(name, results[mode], results))
+        rows.append(_ms(f"shadow_ms/maxpool/naive_{mode}", results[mode]))
+    return rows
 
 
 def widths(cfg: Config) -> list[Row]:
@@ -293,10 +293,11 @@ def private(cfg: Config) -> list[Row]:
     rows, cores = [], _cores()
     nets = [net for net in cfg.nets if net in ("maxpool", "stride")]
     for net in nets:
-        for label, used in (("", cores[:1]), ("/2cores", cores[:2])):
-            if label and len(cores) < 2:
+        for count in cfg.private_cores:
+            if count > len(cores):
                 continue
-            results = _private(cfg, net, used)
+            label = "" if count == 1 else f"/{count}cores"
+            results = _private(cfg, net, cores[:count])
             for name, result in results.items():
                 speed = 1 / result.per_unit
                 rows.append(row(f"dp_examples/{net}/{name}{label}", speed, "a second"))

@@ -63,9 +63,10 @@ def contest(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Res
     """
     with ExitStack() as stack:
         teams: dict[str, list[_Process]] = {}
-        for name, one in contestants.items():  # one after the other: no contention
+        for name, one in contestants.items():
             teams[name] = [_Process(one, cores, stack) for cores in one.cores]
-            for process in teams[name]:
+        for team in teams.values():
+            for process in team:
                 process.facts = process.answer()
         seconds: dict[str, list[float]] = {name: [] for name in teams}
         for _ in range(rounds):

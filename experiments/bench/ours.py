@@ -137,7 +137,7 @@ def textbook(models: int, steps: int, mode: str) -> Work:
         "loop": one model after the other, a jitted step in a Python loop; "scan": one
         model after the other, its steps in one `lax.scan`.
     """
-    data = images(SHAPES["mnist"])
+    data = images(SHAPES["mnist"])  # no `prepare`: JAX as it comes
     net, optimizer = Textbook(), optax.adam(2e-3)
 
     def loss(params, image, label):
