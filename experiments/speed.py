@@ -51,10 +51,13 @@ class Config:
       size: of the images: mnist (28x28x1) or cifar (32x32x3).
       models: shadow models in the contest with PyTorch.
       steps: of each model, batch 128.
+      compiled: whether PyTorch's compiler, with CUDA graphs, is a rival too.
       naive: ways to map the max-pool CNN as a tutorial would: vmap, loop, scan.
       naive_steps: of each model mapped so, which is slow on a CPU.
       widths: numbers of models for which the cost of one is shown.
+      width_steps: of each of them.
       modes: mappings to compare over the widths.
+      memory: bytes that they may take.
       engines: of DP-SGD, besides a plain step and ghost clipping.
       private_cores: on how many cores DP-SGD is timed, one process on each.
       private_steps: of DP-SGD, expected batch 256.
@@ -67,10 +70,13 @@ class Config:
     size: str = "mnist"
     models: int = 16
     steps: int = 16
+    compiled: bool = False
     naive: tuple[str, ...] = ("vmap",)
     naive_steps: int = 1
     widths: tuple[int, ...] = (4, 256)
+    width_steps: int = 8
     modes: tuple[str, ...] = ("auto",)
+    memory: int = 4 * 10**9
     engines: tuple[str, ...] = ()
     private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
@@ -81,10 +87,13 @@ class Config:
 TINY = Scoring(num_models=16, num_images=400, num_population=50, num_resamples=5)
 GPU = Config(
     parts=("widths",),
-    models=256,
+    models=64,
     steps=40,
+    compiled=True,
+    naive=(),
     widths=(1, 4, 16, 64, 256),
     modes=("auto", "map"),
+    memory=64 * 10**9,
     private_steps=40,
     rounds=3,
 )
@@ -125,8 +134,10 @@ PRESETS: dict[str, tuple[str, Config]] = {
         replace(GPU, nets=("maxpool",), size="cifar"),
     ),
     "gpu4": (
-        "accelerator: models an hour, WRN-16-4 on CIFAR",
-        replace(GPU, nets=("wrn16-4",), size="cifar", widths=(1, 4, 16, 64)),
+        "accelerator: WRN-16-4 on CIFAR, an hour and against PyTorch",
+        replace(
+            GPU, parts=("widths", "shadows"), nets=("wrn16-4",), size="cifar", steps=10
+        ),
     ),
     "gpu5": ("accelerator: DP-SGD against Opacus", replace(GPU, parts=("private",))),
     "gpu6": (
@@ -212,7 +223,7 @@ def shadows(cfg: Config) -> list[Row]:
         work["size"] = cfg.size
         units = cfg.models * cfg.steps
         entries = {"ours": Contestant("ours:shadows", work, units=units)}
-        if _rivals() and net != "wrn16-4":
+        if _rivals():
             threads = work | {"threads": len(cores)}
             entries["torch/threads"] = Contestant(
                 "rivals:shadows", threads, units=units
@@ -223,6 +234,12 @@ def shadows(cfg: Config) -> list[Row]:
                 entries[f"{name}/processes"] = _pinned(
                     "rivals:shadows", half | {"tuned": tuned}, cores, units
                 )
+            if cfg.compiled:
+                entries["torch_compiled/process"] = Contestant(
+                    "rivals:shadows",
+                    work | {"tuned": True, "compiled": True},
+                    units=cfg.models * cfg.steps,
+                )
         entries["peak"] = Contestant(
             "ours:matrix_product", {"size": 1024, "repeats": 20}
         )
@@ -230,7 +247,7 @@ def shadows(cfg: Config) -> list[Row]:
         peak = results.pop("peak")
         share = peak.per_unit * results["ours"].facts["flops"]
         share /= peak.facts["flops"] * results["ours"].per_unit
-        for rival in ("torch", "torch_tuned"):
+        for rival in ("torch", "torch_tuned", "torch_compiled"):
             sides = [r for name, r in results.items() if name.startswith(f"{rival}/")]
             if sides:
                 fastest = min(sides, key=lambda r: r.per_unit)
@@ -239,7 +256,7 @@ def shadows(cfg: Config) -> list[Row]:
                 )
         rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
         rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
-    return rows + (_naive(cfg) if "maxpool" in cfg.nets else [])
+    return rows + (_naive(cfg) if cfg.naive and "maxpool" in cfg.nets else [])
 
 
 def _naive(cfg: Config) -> list[Row]:
@@ -259,33 +276,29 @@ def _naive(cfg: Config) -> list[Row]:
     return rows
 
 
+EPOCHS, BATCHES = 20, 8  # of a shadow model: 1,000 images in batches of 128
+
+
 def widths(cfg: Config) -> list[Row]:
-    """Models an hour and memory over M, by each mapping."""
-    rows = []
-    for net in cfg.nets[:1]:
-        entries = {
-            (mode, models): Contestant(
-                "ours:shadows",
-                {"net": net, "models": models, "steps": cfg.steps, "mode": mode}
-                | {"size": cfg.size},
-                units=models,
-            )
-            for models in cfg.widths
-            for mode in cfg.modes
-            if not (mode.endswith("vmap") and models > 64)
-        }
-        for (mode, models), entry in entries.items():  # one at a time: memory
-            result = contest({"ours": entry}, min(3, cfg.rounds))["ours"]
-            name = f"{net}-{cfg.size}/{mode}/{models}"
-            hourly = 3600 / result.per_unit * cfg.steps / _epochs_steps()
-            rows.append(row(f"shadows_per_hour/{name}", hourly, "20 epochs of 1,000"))
-            rows.append(_ms(f"shadow_ms/{name}", result, cfg.steps))
+    """Models an hour and memory over M, by each mapping, within a limit of memory."""
+    rows, work = [], {"net": cfg.nets[0], "steps": cfg.width_steps, "size": cfg.size}
+    for mode in cfg.modes:
+        costs = []
+        for models in cfg.widths:
+            options = work | {"models": models, "mode": mode, "memory": cfg.memory}
+            entry = Contestant("ours:shadows", options, units=models * cfg.width_steps)
+            result = contest({"ours": entry}, min(2, cfg.rounds))["ours"]
+            costs.append(result.per_unit)
+            name = f"{cfg.nets[0]}-{cfg.size}/{mode}/{models}"
+            hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
+            unit = f"models of {EPOCHS} epochs of 1,000 images"
+            rows.append(row(f"shadows_per_hour/{name}", hourly, unit))
+            rows.append(_ms(f"shadow_ms/{name}", result))
             rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
+        spread = max(costs[1:]) / min(costs[1:]) if len(costs) > 2 else 1.0
+        name = f"cost_spread/{cfg.nets[0]}-{cfg.size}/{mode}"
+        rows.append(row(name, spread, "dearest M over cheapest, above the first"))
     return rows
-
-
-def _epochs_steps() -> int:
-    return 20 * 8  # 20 epochs of 1,000 images in batches of 128
 
 
 def private(cfg: Config) -> list[Row]:
@@ -317,18 +330,16 @@ def private(cfg: Config) -> list[Row]:
 
 
 def _private(cfg: Config, net: str, cores: list[int]) -> dict[str, Result]:
-    work, units = {"net": net, "steps": cfg.private_steps}, cfg.private_steps * 256
-    engines = ["plain", "ghost", "microbatch", "reference"]
+    work = {"net": net, "steps": cfg.private_steps}
+    units = cfg.private_steps * 256 * len(cores)
     entries = {
-        name: _pinned(
-            "ours:private", work | {"engine": name}, cores, units * len(cores)
-        )
-        for name in engines
+        name: _pinned("ours:private", work | {"engine": name}, cores, units)
+        for name in ("plain", "ghost", *cfg.engines)
     }
     if _rivals():
         for mode in ("hooks", "ghost"):
             entries[f"opacus_{mode}"] = _pinned(
-                "rivals:private", work | {"mode": mode}, cores, units * len(cores)
+                "rivals:private", work | {"mode": mode}, cores, units
             )
     return contest(entries, cfg.rounds)
 
@@ -339,15 +350,17 @@ def score(cfg: Config) -> list[Row]:
 
 
 def methods(cfg: Config) -> list[Row]:
-    """Whole methods: DP-MERF's fit, and drawing images from its generator."""
+    """Whole methods: DP-MERF's fit, drawing from its generator, a step of DPDM."""
     steps, count = 10 * cfg.steps, 10_000
     entries = {
+        "dpdm": Contestant("ours:dpdm", {"steps": 2}, units=2),
         "dp_merf": Contestant("ours:dp_merf", {"steps": steps}),
         "sampling": Contestant("ours:sampling", {"count": count}, units=count),
     }
     results = contest(entries, cfg.rounds)
     return [
         row(f"dp_merf_seconds/{steps}_steps", results["dp_merf"].per_unit, "s"),
+        row("dpdm_step_seconds", results["dpdm"].per_unit, "s, 64 images expected"),
         row("dp_merf_samples", 1 / results["sampling"].per_unit, "images a second"),
     ]
 
@@ -375,8 +388,8 @@ def _ratio(name: str, rival: Result, results: dict[str, Result]) -> Row:
     return row(name, ratio(rival, results["ours"]), "times")
 
 
-def _ms(name: str, result: Result, steps: int = 1) -> Row:
-    return row(name, 1e3 * result.per_unit / steps, "ms a model and step")
+def _ms(name: str, result: Result) -> Row:
+    return row(name, 1e3 * result.per_unit, "ms a model and step")
 
 
 PARTS: dict[str, Callable[[Config], list[Row]]] = {

@@ -13,7 +13,7 @@ from ppds_jax.classifiers import CNN, MLP
 from ppds_jax.data.batches import decode, draw_batch
 from ppds_jax.devices import Layout, Mode, loop_body, map_shadows, prepare
 from ppds_jax.fit import fit
-from ppds_jax.generators import DPMerf
+from ppds_jax.generators import DPDM, DPMerf
 from ppds_jax.nets.cnn import cnn, pooled_cnn
 from ppds_jax.nets.wide_resnet import wide_resnet
 from ppds_jax.optimise import begin, descend, mean_gradient
@@ -82,11 +82,11 @@ def shadows(
     models: int,
     steps: int,
     mode: Mode = "auto",
-    at_once: int | None = None,
+    memory: int | None = None,
     size: str = "mnist",
 ) -> Work:
     """Models trained through `map_shadows`, as the harness does."""
-    layout = Layout(mode, at_once=at_once)
+    layout = Layout(mode, memory=memory)
     prepare(layout)
     data = images(SHAPES[size])
     method = _classifier(net, SHAPES[size], steps)
@@ -234,6 +234,23 @@ def dp_merf(steps: int) -> Work:
     generator = DPMerf().make(spec, Budget(1.0, 1e-5))._replace(num_steps=steps)
     run = jax.jit(lambda key, data: fit(key, generator, data)[0])
     return lambda: jax.block_until_ready(run(jax.random.key(0), data)), {}
+
+
+def dpdm(steps: int) -> Work:
+    """Steps of DPDM with the small network: 64 images, each with its noises."""
+    prepare(Layout("map"))
+    data = images(SHAPES["mnist"], PRIVATE_IMAGES)
+    spec = DataSpec(SHAPES["mnist"], CLASSES, PRIVATE_IMAGES)
+    generator = DPDM(batch_size=64, epochs=10).make(spec, Budget(10.0, 1e-5))
+    key = jax.random.key(0)
+    state = jax.jit(lambda key: generator.init(key, data, generator.public))(key)
+
+    def step(state, key):
+        return generator.step(key, state, data, generator.public)[0], None
+
+    run = jax.jit(lambda state, keys: jax.lax.scan(loop_body(step), state, keys)[0])
+    keys = jax.random.split(key, steps)
+    return lambda: jax.block_until_ready(run(state, keys)), {}
 
 
 def sampling(count: int) -> Work:

@@ -27,9 +27,40 @@ from experiments.bench.ours import (
 Work = tuple[Callable[[], Any], dict[str, Any]]
 
 
+class _Block(nn.Module):
+    """Of a wide residual network: see `ppds_jax.nets.wide_resnet`."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.GroupNorm(16, before), nn.GroupNorm(16, after)])
+        self.first = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        changes = stride > 1 or before != after
+        self.skip = nn.Conv2d(before, after, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norms[0](x))
+        x = x if self.skip is None else self.skip(y)
+        return x + self.second(F.relu(self.norms[1](self.first(y))))
+
+
+def _wide_resnet(channels: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
+    before = 16
+    for group in range(3):
+        for i in range(2):
+            after = 64 * 2**group
+            layers.append(_Block(before, after, 2 if group and i == 0 else 1))
+            before = after
+    layers += [nn.GroupNorm(16, before), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, CLASSES))
+
+
 def network(net: str, shape: tuple[int, int, int]) -> nn.Module:
     """The network of the same name in `ours`."""
     h, w, channels = shape
+    if net == "wrn16-4":
+        return _wide_resnet(channels)
     if net == "mlp":
         sizes = (h * w * channels, *DENSE)
         layers: list[nn.Module] = [nn.Flatten()]
@@ -59,11 +90,14 @@ def shadows(
     steps: int,
     threads: int = 1,
     tuned: bool = False,
+    compiled: bool = False,
     size: str = "mnist",
 ) -> Work:
     """One model after the other, each a plain loop over steps of Adam.
 
-    `tuned` takes PyTorch's fused Adam, and its channels-last layout for convolutions.
+    `tuned` takes PyTorch's fused Adam, and its channels-last layout for convolutions;
+    `compiled` also its compiler, with CUDA graphs, for one model whose weights are
+    drawn anew.
     """
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,10 +105,19 @@ def shadows(
     layout = torch.channels_last if tuned else torch.contiguous_format
     image = image.contiguous(memory_format=layout)
 
+    def fresh() -> Any:
+        model: Any = network(net, SHAPES[size]).to(device)
+        return model.to(memory_format=layout)
+
+    kept = fresh()
+    fast = torch.compile(kept, mode="reduce-overhead") if compiled else None
+
     def work() -> None:
         for _ in range(models):
-            model: Any = network(net, SHAPES[size]).to(device)
-            model = model.to(memory_format=layout)
+            model = fresh()
+            if fast is not None:
+                kept.load_state_dict(model.state_dict())
+                model = fast
             adam = torch.optim.Adam(model.parameters(), 2e-3, fused=tuned or None)
             for _ in range(steps):
                 row = torch.randint(0, IMAGES, (BATCH,), device=device)
