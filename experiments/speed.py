@@ -57,7 +57,7 @@ class Config:
       widths: numbers of models for which the cost of one is shown.
       width_steps: of each of them.
       modes: mappings to compare over the widths.
-      memory: bytes that they may take.
+      memory_limit: bytes that they may take.
       engines: of DP-SGD, besides a plain step and ghost clipping.
       private_cores: on how many cores DP-SGD is timed, one process on each.
       private_steps: of DP-SGD, expected batch 256.
@@ -76,7 +76,7 @@ class Config:
     widths: tuple[int, ...] = (4, 256)
     width_steps: int = 8
     modes: tuple[str, ...] = ("auto",)
-    memory: int = 4 * 10**9
+    memory_limit: int = 4 * 10**9
     engines: tuple[str, ...] = ()
     private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
@@ -93,7 +93,7 @@ GPU = Config(
     naive=(),
     widths=(1, 4, 16, 64, 256),
     modes=("auto", "map"),
-    memory=64 * 10**9,
+    memory_limit=64 * 10**9,
     private_steps=40,
     rounds=3,
 )
@@ -285,7 +285,11 @@ def widths(cfg: Config) -> list[Row]:
     for mode in cfg.modes:
         costs = []
         for models in cfg.widths:
-            options = work | {"models": models, "mode": mode, "memory": cfg.memory}
+            options = work | {
+                "models": models,
+                "mode": mode,
+                "memory": cfg.memory_limit,
+            }
             entry = Contestant("ours:shadows", options, units=models * cfg.width_steps)
             result = contest({"ours": entry}, min(2, cfg.rounds))["ours"]
             costs.append(result.per_unit)
