@@ -13,6 +13,7 @@ from ppds_jax.attacks.observe import Questions
 from ppds_jax.data.load import load
 from ppds_jax.generators import DPMerf
 from ppds_jax.harness import config, hosts
+from ppds_jax.harness.progress import Progress
 from ppds_jax.harness.run import Row, Run
 from ppds_jax.harness.shadows import Shadows, Subject
 from ppds_jax.pipeline import generation
@@ -36,6 +37,18 @@ class Config:
     faulty: int = -1
 
 
+class Pausing(Progress):
+    """Makes the run so slow that a signal comes in the middle of it."""
+
+    def __init__(self, total: int, label: str, pause: float):
+        super().__init__(total, label)
+        self.pause = pause
+
+    def __call__(self, units: int) -> None:
+        super().__call__(units)
+        time.sleep(units * self.pause)
+
+
 def run(cfg: Config, runtime: config.Runtime) -> list[Row]:
     devices.prepare(runtime.layout)
     x, y = load("digits")[1:3]
@@ -52,7 +65,7 @@ def run(cfg: Config, runtime: config.Runtime) -> list[Row]:
     shadows = Shadows(data, member, asked, 0, runtime)
     if hosts.current().index == cfg.faulty:
         raise FloatingPointError("planted")
-    result = shadows.run(subject, lambda count: time.sleep(count * cfg.pause))
+    result = shadows.run(subject, Pausing(cfg.num_shadows, "models", cfg.pause))
     hosts.only_first()
     here = Run(runtime, "merf", cfg)
     here.start()
