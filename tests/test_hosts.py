@@ -96,7 +96,7 @@ def test_two_processes_of_two_devices_train_what_one_does(alone, tmp_path):
     assert len(one) == 8
     assert_same(rows(tmp_path), four)
     assert_same(rows(tmp_path), one, atol=1e-5)
-    (folder,) = tmp_path.glob("merf-*")
+    (folder,) = tmp_path.glob("weights-*")
     assert str(folder) in shown[0]
     assert str(folder) not in shown[1], "only process 0 prints"
     environment = json.loads((folder / "env.json").read_text())

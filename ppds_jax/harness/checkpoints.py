@@ -1,6 +1,7 @@
 """Checkpoints of models in training: written by orbax, beside the training."""
 
 import contextlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppds_jax.harness.store import from_host, on_host
+from ppds_jax.harness.store import from_host, on_host, replacing
 from ppds_jax.types import PyTree
 
 
@@ -19,6 +20,9 @@ class Checkpoints:
     A write happens beside the training, and takes the place of the last one when it is
     complete: a process that is killed leaves one of the two. All arrays are kept as
     they are on the host, so that they can be read on whatever devices there are.
+
+    One of several processes writes a file of its own and waits for it: of those orbax
+    keeps host arrays for the first only. What one process wrote any other can read.
     """
 
     def __init__(self, path: Path):
@@ -53,6 +57,11 @@ class Checkpoints:
           record: plain JSON values.
           tree: arrays.
         """
+        if jax.process_count() > 1:
+            words = np.frombuffer(json.dumps(record).encode(), np.uint8)
+            with replacing(self._file) as file:
+                np.savez(file, *on_host(tree), record=words, number=np.int64(number))
+            return
         import orbax.checkpoint as ocp
 
         arrays: dict[str, Any] = {
@@ -68,16 +77,35 @@ class Checkpoints:
 
     def record(self) -> dict[str, Any] | None:
         """The newest checkpoint's record, or None where there is no checkpoint."""
+        if self._in_file():
+            with np.load(self._file) as file:
+                return json.loads(file["record"].tobytes())
         return self._read("Json", "record") if self.path.exists() else None
 
     def load(self, like: PyTree) -> PyTree:
         """Its arrays, in the structure of `like`."""
+        if self._in_file():
+            with np.load(self._file) as file:
+                count = len(jax.tree.leaves(like))
+                return from_host([file[f"arr_{i}"] for i in range(count)], like)
         arrays = self._read("Standard", "arrays")
         leaves = []
         for i, leaf in enumerate(jax.tree.leaves(like)):
             kept = f"{i}" in arrays  # orbax takes no array of size 0
             leaves.append(arrays[f"{i}"] if kept else np.zeros(leaf.shape, leaf.dtype))
         return from_host(leaves, like)
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "newest.npz"
+
+    def _in_file(self) -> bool:
+        """Whether the newest checkpoint is one of several processes'."""
+        if not self._file.exists():
+            return False
+        step = self._manager.latest_step()
+        with np.load(self._file) as file:
+            return step is None or int(file["number"]) > step
 
     def _read(self, kind: str, item: str) -> Any:
         import orbax.checkpoint as ocp

@@ -45,13 +45,14 @@ def watched() -> Iterator[None]:
     Has no effect outside of a process's main thread.
     """
     global _came
-    _came, before = None, {}
+    before = {}
     with contextlib.suppress(ValueError):
         for number in _WATCHED:
             before[number] = signal.signal(number, _arrived)
     try:
         yield
     finally:
+        _came = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
