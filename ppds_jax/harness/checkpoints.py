@@ -19,6 +19,9 @@ class Checkpoints:
     A write happens beside the training, and takes the place of the last one when it is
     complete: a process that is killed leaves one of the two. All arrays are kept as
     they are on the host, so that they can be read on whatever devices there are.
+
+    Of several processes only the first can write any: from the others orbax takes
+    arrays that all processes share, and models share none.
     """
 
     def __init__(self, path: Path):
@@ -32,9 +35,8 @@ class Checkpoints:
 
             logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each file
             alone = ocp.options.MultiprocessingOptions()
-            if jax.process_count() > 1:  # each process writes what is its own
-                here = jax.process_index()
-                alone = ocp.options.MultiprocessingOptions(here, {here}, f"of{here}")
+            if jax.process_count() > 1:  # wait for no other process
+                alone = ocp.options.MultiprocessingOptions(0, {0}, "first")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1,
                 cleanup_tmp_directories=True,
