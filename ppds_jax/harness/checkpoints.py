@@ -36,9 +36,8 @@ class Checkpoints:
 
             logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of each file
             alone = ocp.options.MultiprocessingOptions()
-            if jax.process_count() > 1:  # each process writes what is its own
-                here = jax.process_index()
-                alone = ocp.options.MultiprocessingOptions(here, {here}, f"of{here}")
+            if jax.process_count() > 1:  # wait for no other process
+                alone = ocp.options.MultiprocessingOptions(0, {0}, "first")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1,
                 cleanup_tmp_directories=True,

@@ -106,13 +106,13 @@ class Shadows:
     def _train(self, subject: Subject, done: Progress) -> Callable[[int], Published]:
         """Trains what is missing; returns the function that loads a row."""
         path = self.runtime.work_dir / "trained" / self._folder(subject)
-        store = Store(path, config.as_json(subject.config))
+        store, group = Store(path, config.as_json(subject.config)), hosts.current()
         trainer = Trainer(
             subject.name,
             subject.stages,
             self.data,
             self.runtime.layout,
-            None if self.secret else path / "checkpoints",
+            None if self.secret or group.index else path / "checkpoints",
             self.runtime.checkpoint_every,
         )
 
