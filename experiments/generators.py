@@ -285,7 +285,7 @@ class Bench:
         self.data = Dataset(
             jnp.asarray(images.x_train), jnp.asarray(images.y_train), member
         )
-        self.settings = (cfg.delta, cfg.classifiers, self.num_images)
+        self.settings: tuple = (cfg.delta, cfg.classifiers, self.num_images)
         self.settings += (cfg.num_compared, cfg.extractor)
         self.seconds: dict[tuple[Any, float], float] = {}
         self._programs = [self._program(c) for c in cfg.classifiers]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppds_jax import devices
-from ppds_jax.devices import Layout, map_shadows
+from ppds_jax import devices, mapping
+from ppds_jax.devices import Layout
+from ppds_jax.mapping import map_shadows
 from ppds_jax.types import InputError
 
 SHARED = np.linspace(0, 1, 60, dtype=np.float32).reshape(20, 3)
@@ -107,7 +108,7 @@ def test_what_is_in_use_already_counts_on_a_cpu():
 
 def test_where_memory_runs_out_half_as_many_go_on_and_it_is_said(monkeypatch):
     asked = []
-    compiled = devices.Mapped.program
+    compiled = mapping.Mapped.program
 
     def program(self, shared, part):
         made, count = compiled(self, shared, part), len(part[0])
@@ -123,7 +124,7 @@ def test_where_memory_runs_out_half_as_many_go_on_and_it_is_said(monkeypatch):
 
         return Greedy()
 
-    monkeypatch.setattr(devices.Mapped, "program", program)
+    monkeypatch.setattr(mapping.Mapped, "program", program)
     mapped = map_shadows(one, "vmap")
     with pytest.warns(
         RuntimeWarning, match=r"out of memory with .* going on with"
@@ -165,7 +166,8 @@ def test_more_devices_than_there_are_is_refused():
 WITHIN = """
 import resource, sys
 import jax, jax.numpy as jnp
-from ppds_jax.devices import Layout, map_shadows
+from ppds_jax.devices import Layout
+from ppds_jax.mapping import map_shadows
 
 def one(shared, key):
     w = jax.random.normal(key, (64, 4000))

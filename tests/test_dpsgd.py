@@ -9,9 +9,10 @@ import pytest
 
 from ppds_jax.classifiers import DPCNN
 from ppds_jax.data.batches import decode
-from ppds_jax.devices import data_mesh, map_shadows
+from ppds_jax.devices import data_mesh
 from ppds_jax.fit import fit_chunks
 from ppds_jax.jaxprs import bodies
+from ppds_jax.mapping import map_shadows
 from ppds_jax.privacy import engines
 from ppds_jax.privacy.dpsgd import DPSGD, calibrated, dp_gradient, poisson_batch
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppds_jax.devices import map_shadows
 from ppds_jax.fit import advance, begin, fit, fit_chunks
+from ppds_jax.mapping import map_shadows
 from ppds_jax.pipeline import (
     classification,
     generation,

@@ -11,9 +11,10 @@ import optax
 
 from ppds_jax.classifiers import CNN, MLP
 from ppds_jax.data.batches import decode, draw_batch
-from ppds_jax.devices import Layout, Mode, loop_body, map_shadows, prepare
+from ppds_jax.devices import Layout, Mode, loop_body, prepare
 from ppds_jax.fit import fit
 from ppds_jax.generators import DPDM, DPMerf
+from ppds_jax.mapping import map_shadows
 from ppds_jax.nets.cnn import cnn, pooled_cnn
 from ppds_jax.nets.wide_resnet import wide_resnet
 from ppds_jax.optimise import begin, descend, mean_gradient

@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from scipy import optimize, stats
 
-from ppds_jax.devices import Layout, map_shadows
+from ppds_jax.devices import Layout
 from ppds_jax.fit import fit
+from ppds_jax.mapping import map_shadows
 from ppds_jax.privacy.accounting import ADD_OR_REMOVE, epsilon, gaussian
 from ppds_jax.privacy.flow import collect, program
 from ppds_jax.types import Dataset, InputError

@@ -74,8 +74,7 @@ class Runtime:
       at_once: shadow models in one vmap on each device; by default what fits.
       memory: what may be in use, as 4GB: by the process on a CPU, else on each device.
       checkpoint_every: seconds of training between two checkpoints of the models in
-        training; 0 writes one after each chunk of steps. Of a distributed run only
-        process 0 writes them; the others start an interrupted batch anew.
+        training; 0 writes one after each chunk of steps.
       distributed: this is one of several processes that share the work.
       coordinator: host and port on which process 0 listens.
       num_processes: of the distributed run.

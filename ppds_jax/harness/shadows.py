@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppds_jax.attacks.observe import Look, Observation, Questions
-from ppds_jax.devices import Layout, Mapped, map_shadows
+from ppds_jax.devices import Layout
 from ppds_jax.harness import config, hosts
 from ppds_jax.harness.progress import Progress
 from ppds_jax.harness.store import Store, complete, stack
 from ppds_jax.harness.training import Batch, Trainer
+from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage
 from ppds_jax.privacy.keys import secret_key
 from ppds_jax.types import Dataset, Published, PyTree
@@ -106,13 +107,13 @@ class Shadows:
     def _train(self, subject: Subject, done: Progress) -> Callable[[int], Published]:
         """Trains what is missing; returns the function that loads a row."""
         path = self.runtime.work_dir / "trained" / self._folder(subject)
-        store, group = Store(path, config.as_json(subject.config)), hosts.current()
+        store = Store(path, config.as_json(subject.config))
         trainer = Trainer(
             subject.name,
             subject.stages,
             self.data,
             self.runtime.layout,
-            None if self.secret or group.index else path / "checkpoints",
+            None if self.secret else path / "checkpoints",
             self.runtime.checkpoint_every,
         )
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppds_jax.devices import Layout, Mapped, map_shadows
+from ppds_jax.devices import Layout
 from ppds_jax.fit import finite
 from ppds_jax.harness import signals
 from ppds_jax.harness.checkpoints import Checkpoints
 from ppds_jax.harness.progress import Progress, rate
+from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage, run_stages
 from ppds_jax.types import Dataset, Key, Published, PyTree
 

@@ -1,0 +1,191 @@
+"""Shadow models mapped over devices and within memory, by one function."""
+
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from ppds_jax.devices import SHADOW_AXIS, Layout, Mode
+from ppds_jax.types import InputError, PyTree
+
+
+class Mapped:
+    """A function of (shared, row), mapped over rows in chunks that fit into memory.
+
+    One program is compiled for each shape of its inputs, and its memory is known before
+    it runs. Where that is too much, fewer rows go into one call; where memory runs out
+    all the same, half as many, and a warning says so.
+    """
+
+    def __init__(self, fn: Callable[[Any, Any], Any], layout: Layout):
+        self._fn, self.layout = fn, layout
+        self._most: int | None = None  # rows in one call, once memory has set a bound
+        self._programs: dict[Any, Any] = {}
+        self._needs: dict[Any, float] = {}
+
+    def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
+        """Returns fn's results for all rows, with the leading axis of `rows`.
+
+        Raises:
+          InputError: one row on each device needs more than the memory asked for.
+        """
+        shared = self._put(shared, "everywhere")
+        while True:
+            chunk = self.chunk(shared, rows)
+            try:
+                return self._run(shared, rows, chunk)
+            except jax.errors.JaxRuntimeError as error:
+                devices = self.layout.shape[0]
+                if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= devices:
+                    raise
+                self._most = max(1, chunk // devices // 2) * devices
+                warnings.warn(
+                    f"out of memory with {chunk} shadow models at once: going on with "
+                    f"{self._most}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def program(self, shared: PyTree, rows: PyTree) -> Any:
+        """The compiled program for these inputs, all rows in one call."""
+        key = _kind((shared, rows))
+        if key not in self._programs:
+            self._programs[key] = self._jitted.lower(shared, rows).compile()
+        return self._programs[key]
+
+    @cached_property
+    def _jitted(self) -> Any:
+        fn, layout = self._fn, self.layout
+
+        def in_turn(shared, rows):
+            return lax.map(lambda row: fn(shared, row), rows)
+
+        vmapped = layout.resolved.endswith("vmap")
+        inner = jax.vmap(fn, in_axes=(None, 0)) if vmapped else in_turn
+        if not layout.resolved.startswith("shard"):
+            return jax.jit(inner)
+        mapped = jax.shard_map(
+            inner,
+            mesh=layout._mesh,
+            in_specs=(PartitionSpec(), layout.rows.spec),
+            out_specs=layout.rows.spec,
+            axis_names={SHADOW_AXIS},  # the data axis is left to `spread`
+            check_vma=False,  # no collectives: each device trains its own rows
+        )
+        return jax.jit(
+            mapped,
+            in_shardings=(layout.everywhere, layout.rows),
+            out_shardings=layout.rows,
+        )
+
+    def chunk(self, shared: PyTree, rows: PyTree) -> int:
+        """Rows in one call: the most that fit, in calls of equal size.
+
+        Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
+        """
+        devices, count = self.layout.shape[0], _count(rows)
+        most = -(-count // devices) * devices
+        if self.layout.at_once and self.layout.resolved.endswith("vmap"):
+            most = min(most, self.layout.at_once * devices)
+        most = min(most, self._most or most)
+        while True:
+            calls = -(-count // most)
+            chunk = -(-count // (calls * devices)) * devices
+            need, free = self._need(shared, rows, chunk), self.layout.free()
+            if need <= free:
+                return chunk
+            if chunk == devices:
+                if self.layout.memory is None:
+                    return chunk  # an estimate is no reason not to try
+                raise InputError(
+                    f"memory={self.layout.memory / 1e9:.3g}GB: a shadow model on each "
+                    f"of {devices} devices takes {need / 1e9:.3g} GB there, and "
+                    f"{max(free, 0) / 1e9:.3g} GB are left: allow more memory, use "
+                    "fewer devices (mesh) or smaller batches"
+                )
+            fits = int(chunk / devices * max(free, 0) / need)
+            most = self._most = devices * min(max(fits, 1), chunk // devices - 1)
+
+    def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> float:
+        """Bytes on each device, as the compiler counts them."""
+        part = jax.tree.map(lambda x: _resized(x, chunk), rows)
+        key = _kind((shared, part))
+        if key not in self._needs:  # counting takes as long as many a short chunk
+            used = self.program(shared, part).memory_analysis()
+            self._needs[key] = 0 if used is None else _bytes(used)  # None: not told
+        return self._needs[key]
+
+    def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
+        count, results = _count(rows), []
+        for first in range(0, count, chunk):
+            part = self._part(rows, first, chunk)
+            result = self.program(shared, part)(shared, part)
+            results.append(jax.block_until_ready(result))  # memory runs out here
+        if len(results) == 1 and count == chunk:
+            return results[0]
+        return jax.tree.map(lambda *x: jnp.concatenate(x)[:count], *results)
+
+    def _part(self, rows: PyTree, first: int, chunk: int) -> PyTree:
+        """`chunk` rows from `first` on; the last one is repeated to fill them up."""
+        count = _count(rows)
+        if (first, chunk) != (0, count):
+            index = np.minimum(np.arange(first, first + chunk), count - 1)
+            rows = jax.tree.map(lambda x: x[index], rows)
+        return self._put(rows, "rows")
+
+    def _put(self, tree: PyTree, where: Literal["rows", "everywhere"]) -> PyTree:
+        if not self.layout.resolved.startswith("shard"):
+            return tree
+        return jax.device_put(tree, getattr(self.layout, where))
+
+
+def map_shadows(
+    fn: Callable[[Any, Any], Any], mode: Mode | Layout = "auto", **options: Any
+) -> Mapped:
+    """Maps `fn(shared, row)` over the leading axis of `row`, compiled.
+
+    Args:
+      fn: a pure function of a PyTree that all rows share (the data set) and of one
+        row's PyTree (its key and membership).
+      mode: a mode of `Layout`, or a whole one.
+      options: further fields of `Layout`.
+
+    Returns:
+      `mapped(shared, rows)`, whose results have the leading axis of `rows`.
+
+    Raises:
+      InputError: an unknown mode.
+
+    >>> import jax.numpy as jnp
+    >>> double = map_shadows(lambda a, x: a * x, "vmap", at_once=2)
+    >>> double(2.0, jnp.arange(3.0)).tolist()
+    [0.0, 2.0, 4.0]
+    """
+    layout = mode if isinstance(mode, Layout) else Layout(mode, **options)
+    return Mapped(fn, layout)
+
+
+def _kind(args: PyTree) -> Any:
+    """What a compiled program depends on."""
+    kinds = [jax.typeof(x) for x in jax.tree.leaves(args)]
+    return jax.tree.structure(args), tuple((x.shape, x.dtype) for x in kinds)
+
+
+def _bytes(used: Any) -> float:
+    sizes = used.argument_size_in_bytes + used.output_size_in_bytes
+    return sizes + used.temp_size_in_bytes - used.alias_size_in_bytes
+
+
+def _resized(x: Any, count: int) -> jax.ShapeDtypeStruct:
+    kind = jax.typeof(x)
+    return jax.ShapeDtypeStruct((count, *kind.shape[1:]), kind.dtype)
+
+
+def _count(rows: PyTree) -> int:
+    return len(jax.tree.leaves(rows)[0])
