@@ -28,7 +28,7 @@ class Fitted:
     """A user's own simulator: a generator fitted to public data."""
 
     def make(self, spec):
-        config = DPMerf(features=20, hidden=(4,), num_steps=2, batch_size=20)
+        config = DPMerf(features=20, width=2, num_steps=2, batch_size=20)
         method = config.make(spec, FREE)
         data = Dataset(
             jnp.full((60, *spec.image_shape), 99, jnp.uint8),
