@@ -41,7 +41,7 @@ def check_numbers(config: Any, *zero_allowed: str) -> None:
         if isinstance(default, (str, bool)) or (value is None and default is None):
             continue
         several = isinstance(default, tuple)
-        first = default[0] if several and default else default
+        first = default[0] if isinstance(default, tuple) and default else default
         kind = float if isinstance(first, float) else int
         wanted = "a number" if kind is float else "whole, and"
         limit = "at least 0" if field.name in zero_allowed else "above 0"

@@ -40,8 +40,8 @@ def contributions(
         return total + jnp.concatenate([sums, counts], axis=1), None
 
     rows = tuple(data._replace(member=data.member.astype(jnp.float32)))
-    first = jax.tree.map(lambda x: x[:1], rows)
-    zero = jnp.zeros_like(add(0.0, first)[0])
+    one = jax.tree.map(lambda x: x[:1], rows)
+    zero = jnp.zeros(jax.eval_shape(add, 0.0, one)[0].shape)
     return jax.lax.scan(add, zero, blocks(rows))[0]
 
 
@@ -76,6 +76,29 @@ def distance(
     mean = jax.vmap(features.total, (None, 0, None))(params, image, weight)
     squares = jnp.square(mean).sum(1) * m / max(m - 1, 1)
     return jnp.mean(squares - 2 * (mean * target).sum(1))
+
+
+def scores(
+    features: Features,
+    params: PyTree,
+    image: Float[Array, "n h w c"],
+    target: Float[Array, "classes d"],
+) -> Float[Array, "classes n"]:
+    """How near each image is to each class's mean: <z(x), target>.
+
+    A total is linear in its weights, so that this is its derivative by them.
+    """
+    total = lambda weight: features.total(params, image, weight)
+    _, transposed = jax.vjp(total, jnp.ones(image.shape[0]))
+    return jax.vmap(lambda t: transposed(t)[0])(target)
+
+
+def chosen(
+    score: Float[Array, "classes n candidates"], label: Int32[Array, " n"]
+) -> Int32[Array, " n"]:
+    """The first candidate that is nearest to its own class's mean; else the first."""
+    nearest = jnp.argmax(score, axis=0)
+    return jnp.argmax(nearest == label[:, None], axis=1)
 
 
 class Conditional(NamedTuple):
@@ -132,9 +155,13 @@ def matched(
     num_steps: int,
     batch_size: int,
     learning_rate: float,
+    candidates: int,
     notes: tuple[str, ...] = (),
 ) -> Generator:
     """Releases class means of features once, then fits a generator to them by Adam.
+
+    An image is sampled as the first of `candidates` that the released means themselves
+    give its label.
 
     **Privacy:** zero-out. One image moves the sums by `BOUND` at most; one Gaussian
     release. The steps are post-processing.
@@ -173,6 +200,13 @@ def matched(
         return MatchedState(state.embedding, trained), {"loss": value}
 
     def sample(key, state, label, public):
-        return net.sample(state.trained.params, key, label)
+        repeated = jnp.repeat(label, candidates)
+        image = net.sample(state.trained.params, key, repeated)
+        if candidates == 1:
+            return image
+        target = means(state.embedding, 1 / spec.num_classes)
+        score = scores(features, public, image, target)
+        best = chosen(score.reshape(spec.num_classes, -1, candidates), label)
+        return image[jnp.arange(label.size) * candidates + best]
 
     return Generator(init, step, sample, num_steps, run(noise_multiplier), params)

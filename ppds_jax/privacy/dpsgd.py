@@ -275,7 +275,7 @@ def poisson_sum(
     batch_key, noise_key = jax.random.split(key)
     index = poisson_batch(batch_key, member, settings.sampling_rate, settings.capacity)
     exact = total(index)
-    deviation = settings.mechanism.deviation
+    deviation = settings.noise_multiplier * settings.clip_norm
     noisy = exact + deviation * jax.random.normal(noise_key, exact.shape)
     sound = jnp.isfinite(exact).all() & (step < settings.num_steps)
     return release(exact, jnp.where(sound, noisy, jnp.nan), settings.mechanism)
