@@ -19,12 +19,12 @@ from ppds_jax.generators.vae import VAE
 AnyGenerator = (
     VAE
     | DPMerf
+    | ClassMean
+    | ClassPCA
     | DPMepf
     | DPNTK
     | DPKernel
     | DPKip
-    | ClassPCA
-    | ClassMean
     | Memoriser
     | Independent
 )
