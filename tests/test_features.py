@@ -10,12 +10,10 @@ from ppds_jax.generators.dp_kip import tangent_kernel
 from ppds_jax.generators.matching import (
     BOUND,
     COUNT,
-    chosen,
     contributions,
     counts,
     distance,
     means,
-    scores,
 )
 from ppds_jax.nets import Net
 from ppds_jax.nets.features import composed, convolutions, fourier, tangent
@@ -134,22 +132,6 @@ def test_the_distance_counts_no_pair_of_an_image_with_itself():
     expected = pairs.sum((1, 2)) / 12 - 2 * (z.mean(1) * target).sum(1)
     found = distance(features, params, image, target)
     np.testing.assert_allclose(found - 1 / 3, expected.mean(), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", MAPS)
-def test_scores_are_inner_products_with_the_means(name):
-    z, params = each(MAPS[name], extremes())
-    target = jax.random.normal(jax.random.key(9), (3, z.shape[1]))
-    found = scores(MAPS[name], params, extremes(), target)
-    np.testing.assert_allclose(found, target @ z.T, atol=1e-4)
-
-
-def test_the_first_candidate_of_its_own_class_is_chosen():
-    nearest = jnp.array([[1, 0, 0], [2, 2, 1], [2, 0, 1]])
-    score = jax.nn.one_hot(nearest, 3, axis=0)
-    label = jnp.array([0, 1, 1], jnp.int32)
-    np.testing.assert_array_equal(chosen(score, label), [1, 2, 2])
-    np.testing.assert_array_equal(chosen(score, jnp.array([2, 0, 1])), [0, 0, 2])
 
 
 def test_a_network_of_ones_own_serves_as_features():

@@ -49,8 +49,6 @@ class DPMepf:
       num_steps: free training steps after the release.
       batch_size: samples a step, rounded up to as many of each class.
       learning_rate: of Adam, falling to 0 by a cosine.
-      candidates: images drawn for each one sampled: the first of them that is nearest
-        to the mean of its own class is taken.
     """
 
     channels: int = 8
@@ -61,7 +59,6 @@ class DPMepf:
     num_steps: int = 600
     batch_size: int = 100
     learning_rate: float = 5e-3
-    candidates: int = 4
 
     def make(
         self,
@@ -90,7 +87,6 @@ class DPMepf:
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            candidates=self.candidates,
             notes=() if extractor is None else (PRETRAINED,),
         )
 

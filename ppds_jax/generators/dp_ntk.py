@@ -35,8 +35,6 @@ class DPNTK:
       num_steps: free training steps after the release.
       batch_size: samples a step, rounded up to as many of each class.
       learning_rate: of Adam, falling to 0 by a cosine.
-      candidates: images drawn for each one sampled: the first of them that is nearest
-        to the mean of its own class is taken.
     """
 
     hidden: int = 200
@@ -46,7 +44,6 @@ class DPNTK:
     num_steps: int = 1000
     batch_size: int = 200
     learning_rate: float = 5e-3
-    candidates: int = 4
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
         check_numbers(self, "bias")
@@ -61,5 +58,4 @@ class DPNTK:
             num_steps=self.num_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
-            candidates=self.candidates,
         )

@@ -78,29 +78,6 @@ def distance(
     return jnp.mean(squares - 2 * (mean * target).sum(1))
 
 
-def scores(
-    features: Features,
-    params: PyTree,
-    image: Float[Array, "n h w c"],
-    target: Float[Array, "classes d"],
-) -> Float[Array, "classes n"]:
-    """How near each image is to each class's mean: <z(x), target>.
-
-    A total is linear in its weights, so that this is its derivative by them.
-    """
-    total = lambda weight: features.total(params, image, weight)
-    _, transposed = jax.vjp(total, jnp.ones(image.shape[0]))
-    return jax.vmap(lambda t: transposed(t)[0])(target)
-
-
-def chosen(
-    score: Float[Array, "classes n candidates"], label: Int32[Array, " n"]
-) -> Int32[Array, " n"]:
-    """The first candidate that is nearest to its own class's mean; else the first."""
-    nearest = jnp.argmax(score, axis=0)
-    return jnp.argmax(nearest == label[:, None], axis=1)
-
-
 class Conditional(NamedTuple):
     """A network that turns noise and labels into images.
 
@@ -155,13 +132,9 @@ def matched(
     num_steps: int,
     batch_size: int,
     learning_rate: float,
-    candidates: int,
     notes: tuple[str, ...] = (),
 ) -> Generator:
     """Releases class means of features once, then fits a generator to them by Adam.
-
-    An image is sampled as the first of `candidates` that the released means themselves
-    give its label.
 
     **Privacy:** zero-out. One image moves the sums by `BOUND` at most; one Gaussian
     release. The steps are post-processing.
@@ -200,13 +173,6 @@ def matched(
         return MatchedState(state.embedding, trained), {"loss": value}
 
     def sample(key, state, label, public):
-        repeated = jnp.repeat(label, candidates)
-        image = net.sample(state.trained.params, key, repeated)
-        if candidates == 1:
-            return image
-        target = means(state.embedding, 1 / spec.num_classes)
-        score = scores(features, public, image, target)
-        best = chosen(score.reshape(spec.num_classes, -1, candidates), label)
-        return image[jnp.arange(label.size) * candidates + best]
+        return net.sample(state.trained.params, key, label)
 
     return Generator(init, step, sample, num_steps, run(noise_multiplier), params)
