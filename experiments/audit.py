@@ -72,7 +72,7 @@ class Config:
 
     methods: Annotated[tuple[Any, ...], config.methods_from(METHODS)] = (
         generators.ClassMean(),
-        generators.DPMerf(features=200, width=4, num_steps=1),
+        generators.DPMerf(features=200, width=2, num_steps=1),
         classifiers.DPCNN(width=4, hidden=16, epochs=5, batch_size=8),
     )
     data: str = "digits"

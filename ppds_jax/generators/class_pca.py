@@ -81,7 +81,7 @@ class ClassPCA:
             mean = bound * means(sums, expected)
 
             everything = jnp.ones((spec.num_classes, 1))
-            second = _moments(data, mean, jnp.eye(pixels), everything, radius)
+            second = _moments(data, mean, None, everything, radius)
             second = noisy(basis_key, second, radius**2)
             basis = jnp.linalg.eigh(_symmetric(second[0]))[1][:, -components:]
 
@@ -109,17 +109,23 @@ class ClassPCA:
 
 
 def _moments(data, mean, basis, group, radius):
-    """Sums over members of g_y (x) r r', with r = clip(V'(x - mu_y), R): [g k k]."""
+    """Sums over members of g_y (x) r r', with r = clip(V'(x - mu_y), R): [g k k].
+
+    V is `basis`, or the identity.
+    """
+    k = mean.shape[1] if basis is None else basis.shape[1]
 
     def add(sums, rows):
         image, label, member = rows
         x = decode(image).reshape(label.size, -1) - mean[label]
-        r = _clip(jnp.matmul(x, basis, precision="highest"), radius)
+        if basis is not None:
+            x = jnp.matmul(x, basis, precision="highest")
+        r = _clip(x, radius)
         weight = group[label] * member[:, None]
         return sums + jnp.einsum("ng,ni,nj->gij", weight, r, r, precision="highest"), 0
 
     rows = tuple(data._replace(member=data.member.astype(jnp.float32)))
-    zero = jnp.zeros((group.shape[1], basis.shape[1], basis.shape[1]))
+    zero = jnp.zeros((group.shape[1], k, k))
     return jax.lax.scan(add, zero, blocks(rows))[0]
 
 

@@ -40,8 +40,8 @@ def contributions(
         return total + jnp.concatenate([sums, counts], axis=1), None
 
     rows = tuple(data._replace(member=data.member.astype(jnp.float32)))
-    first = jax.tree.map(lambda x: x[:1], rows)
-    zero = jnp.zeros_like(add(0.0, first)[0])
+    one = jax.tree.map(lambda x: x[:1], rows)
+    zero = jnp.zeros(jax.eval_shape(add, 0.0, one)[0].shape)
     return jax.lax.scan(add, zero, blocks(rows))[0]
 
 
