@@ -71,7 +71,7 @@ class Averaged(NamedTuple):
 
     trained: Trained
     average: PyTree
-    count: Int32[Array, ""]
+    steps: Int32[Array, ""]
 
 
 def begin_average(trained: Trained) -> Averaged:
@@ -85,9 +85,9 @@ def follow(state: Averaged, trained: Trained, decay: float) -> Averaged:
     At first it reaches back over a tenth of the steps so far, so that short runs do not
     keep their first weights.
     """
-    t = (state.count + 1).astype(jnp.float32)
+    t = (state.steps + 1).astype(jnp.float32)
     d = jnp.minimum(decay, t / (t + 9))
     average = jax.tree.map(
         lambda a, p: a + (1 - d) * (p - a), state.average, trained.params
     )
-    return Averaged(trained, average, state.count + 1)
+    return Averaged(trained, average, state.steps + 1)

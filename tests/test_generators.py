@@ -225,4 +225,4 @@ def test_a_dp_gan_takes_many_private_steps_for_one_of_its_generator(digits):
     state = method.init(jax.random.key(0), digits, ())
     after, _ = jax.jit(method.step)(jax.random.key(1), state, digits, ())
     assert int(after.discriminator.private.step) == 2
-    assert int(after.generator.count) == 1
+    assert int(after.generator.steps) == 1
