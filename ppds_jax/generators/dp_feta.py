@@ -122,3 +122,31 @@ def pretrained(
 
     keys = jax.random.split(key, config.pretrain_steps)
     return jax.lax.scan(loop_body(step), begin(optimizer, params), keys)[0].params
+
+
+_PUBLISHED = DPFeta(  # the sizes of DPDM, as in `ppds_jax.generators.dpdm`
+    width=64,
+    patch=1,
+    multiplicity=32,
+    epochs=300,
+    batch_size=4096,
+    learning_rate=3e-4,
+    sampler_steps=18,
+    central_images=50,
+    central_rate=0.01,
+    pretrain_steps=2000,
+)
+PRESETS = {
+    # all of MNIST on a CPU
+    "mnist": DPFeta(
+        patch=4,
+        multiplicity=2,
+        epochs=2,
+        average=0.98,
+        sampler_steps=8,
+        central_rate=0.02,
+    ),
+    # they await an accelerator
+    "mnist_published": _PUBLISHED,
+    "fashion_mnist_published": _PUBLISHED,
+}

@@ -90,3 +90,9 @@ class DPVAE:
             settings.guarantee,
             signals={"elbo": elbo},
         )
+
+
+PRESETS = {
+    # all of MNIST on a CPU
+    "mnist": DPVAE(batch_size=128, epochs=2),
+}

@@ -99,3 +99,21 @@ def private_training(
     return Generator(
         init, step, sample, settings.num_steps, guarantee, signals=model.signals
     )
+
+
+_PUBLISHED = DPDM(
+    width=64,  # 1.67 million parameters; the paper has 1.75
+    patch=1,
+    multiplicity=32,
+    epochs=300,
+    batch_size=4096,
+    learning_rate=3e-4,
+    sampler_steps=18,
+)
+PRESETS = {
+    # all of MNIST on a CPU
+    "mnist": DPDM(patch=4, multiplicity=2, epochs=2, average=0.98, sampler_steps=8),
+    # sizes as published; they await an accelerator
+    "mnist_published": _PUBLISHED,
+    "fashion_mnist_published": _PUBLISHED,
+}

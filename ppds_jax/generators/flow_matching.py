@@ -147,3 +147,9 @@ class FlowMatching:
             non_private(),
             signals={"velocity_loss": velocity_loss},
         )
+
+
+PRESETS = {
+    # all of MNIST on a CPU
+    "mnist": FlowMatching(width=32, patch=4, epochs=3, sampler_steps=6),
+}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ppds_jax.data.batches import draw_batch
+from ppds_jax.devices import loop_body
 from ppds_jax.nets import gan
 from ppds_jax.optimise import Averaged, Trained, begin, begin_average, descend, follow
 from ppds_jax.privacy.accounting import non_private
@@ -85,7 +86,9 @@ def pair(spec: DataSpec, latent: int, width: int) -> Pair:
             return descend(adam, search, gradient), None
 
         code = jax.random.normal(key, (label.size, latent))
-        search, _ = jax.lax.scan(closer, begin(adam, code), length=SEARCH_STEPS)
+        search, _ = jax.lax.scan(
+            loop_body(closer), begin(adam, code), length=SEARCH_STEPS
+        )
         return -jnp.log(far(search.params) + 1e-12)[:, None]
 
     signals = {"discriminator": judged, "reconstruction": reconstructed}
@@ -190,3 +193,9 @@ class GAN:
             non_private(),
             signals=model.signals,
         )
+
+
+PRESETS = {
+    # all of MNIST on a CPU; not measured yet
+    "mnist": GAN(epochs=2),
+}

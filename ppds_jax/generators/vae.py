@@ -130,3 +130,10 @@ class VAE:
         return Generator(
             init, step, sample, num_steps, non_private(), signals={"elbo": elbo}
         )
+
+
+PRESETS = {
+    # all images on a CPU
+    "mnist": VAE(beta=2.0, epochs=4),
+    "fashion_mnist": VAE(beta=2.0, epochs=3),
+}
