@@ -22,6 +22,7 @@ A preset of a method for a data set, `PRESETS` in its file, takes the place of i
 defaults. Presets were chosen by looking at accuracies; epsilon does not cover that.
 """
 
+import inspect
 import json
 import sys
 import time
@@ -220,7 +221,8 @@ def _compute(cfg: Config, images: Images, here: Run, kept: Path) -> list[Row]:
     flat = images.x_train, images.y_train
     pictures = {"private images": ten_of_each(*flat, images.num_classes)}
     rows, failed = [], []
-    stamp = config.code("attacks", "harness"), config.identity(*images[1:5])
+    stamp = config.code("attacks", "harness"), inspect.getsource(Bench)
+    stamp = *stamp, config.identity(*images[1:5])
     names = config.names(methods)
     for name, method in zip(names, methods, strict=True):
         for cell in _cells(cfg, bench, method):
@@ -285,8 +287,8 @@ class Bench:
         self.data = Dataset(
             jnp.asarray(images.x_train), jnp.asarray(images.y_train), member
         )
-        self.settings = (cfg.delta, cfg.classifiers, self.num_images)
-        self.settings += (cfg.num_compared, cfg.extractor)
+        compared = cfg.num_compared, cfg.extractor
+        self.settings = cfg.delta, cfg.classifiers, self.num_images, compared
         self.seconds: dict[tuple[Any, float], float] = {}
         self._programs = [self._program(c) for c in cfg.classifiers]
 

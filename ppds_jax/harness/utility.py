@@ -92,7 +92,8 @@ def table(rows: list[Row], data: str) -> str:
     head += [f"{name.removeprefix('accuracy/')}, %" for name in families]
     head += ["published, %", f"Fréchet, {distance.removeprefix('frechet/')}"]
     head += ["precision", "recall", "train, s", "images/s"]
-    lines, sources = [head, ["---"] * len(head)], {}
+    lines = [head, ["---"] * len(head)]
+    sources: dict[str, int] = {}
     for method, these in groups(rows):
         others = published(method, data, these[0]["budget"])
         marks = [sources.setdefault(p.source, len(sources) + 1) for p in others]
