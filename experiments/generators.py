@@ -230,8 +230,8 @@ def _compute(cfg: Config, images: Images, here: Run, kept: Path) -> list[Row]:
     flat = images.x_train, images.y_train
     pictures = {"private images": ten_of_each(*flat, images.num_classes)}
     rows, failed = [], []
-    stamp = config.code("attacks", "harness"), inspect.getsource(Bench)
-    stamp = *stamp, config.identity(*images[1:5])
+    code = config.code("attacks", "harness"), inspect.getsource(Bench)
+    stamp = *code, config.identity(*images[1:5])
     names = config.names(methods)
     for name, method in zip(names, methods, strict=True):
         for cell in _cells(cfg, bench, method):
