@@ -119,7 +119,8 @@ def fit_chunks(
         chunk's stacked infos. What it raises stops the run.
 
     Returns:
-      The last state, bitwise equal to that of a jitted `fit`.
+      The last state, bitwise equal to that of a jitted `fit` to which `public` is
+      passed: what a program has as a constant may be multiplied in another order.
 
     Raises:
       InputError: a chunk below 1, or a resumption beyond the method's last step.

@@ -35,7 +35,7 @@ def test_methods_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gan", "use one of VAE, DPMerf"),
+        ("unet", "use one of VAE, GAN"),
         ("VAE(latents=3)", "latents.*options: latent, width"),
         ("VAE(3)", "write a name"),
         ("VAE(", "write a name"),
@@ -82,7 +82,7 @@ def test_identity_depends_on_values_and_on_out_of_tree_source(tmp_path):
         ("--num-population 0", "num_population=0"),
         ("--more-samples 0", "more_samples=0"),
         ("--at-once 0", "at_once=0"),
-        ("--generators gan", "use one of VAE"),
+        ("--generators unet", "use one of VAE"),
         ("--generators VAE VAE", "VAE is there twice"),
         ("--generators VAE(epochs=0)", "VAE.epochs=0"),
         ("--generators VAE(latent=1.5)", "VAE.latent=1.5: must be whole"),

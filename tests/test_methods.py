@@ -36,11 +36,11 @@ def made(config):
 @cache
 def runner(config):
     method = made(config)
-    return jax.jit(lambda key, data: fit(key, method, data)[0])
+    return jax.jit(lambda key, data, public: fit(key, method, data, public)[0])
 
 
 def fitted(config, data):
-    return runner(config)(key(), data)
+    return runner(config)(key(), data, made(config).public)
 
 
 def assert_equal(a, b):
