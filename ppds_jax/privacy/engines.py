@@ -107,8 +107,9 @@ def clipped_sum(
             rows = spread(jax.lax.dynamic_slice(index, (i * size,), (size,)))
             padding = rows < 0
             rows = jnp.where(padding, rows[0], rows)  # never a row that was not drawn
-            place = i * size + jnp.arange(size, dtype=jnp.int32)
-            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+            # by row, not by place: what one image draws must not depend on another's
+            # being there, or a neighbour would move all gradients of the batch
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
             examples = keys, decode(data.image[rows]), data.label[rows]
             each = SUMS[chosen](one, params, examples, padding, layers, bound)
             return total + each
