@@ -66,6 +66,6 @@ class Diffusion(Denoising):
 
 
 PRESETS = {
-    # all of MNIST on a CPU; not measured yet. `FlowMatching` has the same network.
+    # for all of MNIST on a CPU; accuracy not measured yet
     "mnist": Diffusion(width=32, patch=4, epochs=3, sampler_steps=8),
 }

@@ -137,7 +137,7 @@ _PUBLISHED = DPFeta(  # the sizes of DPDM, as in `ppds_jax.generators.dpdm`
     pretrain_steps=2000,
 )
 PRESETS = {
-    # all of MNIST on a CPU
+    # for all of MNIST on a CPU; accuracy not measured yet
     "mnist": DPFeta(
         patch=4,
         multiplicity=2,

@@ -111,7 +111,7 @@ _PUBLISHED = DPDM(
     sampler_steps=18,
 )
 PRESETS = {
-    # all of MNIST on a CPU
+    # for all of MNIST on a CPU; accuracy not measured yet
     "mnist": DPDM(patch=4, multiplicity=2, epochs=2, average=0.98, sampler_steps=8),
     # sizes as published; they await an accelerator
     "mnist_published": _PUBLISHED,
