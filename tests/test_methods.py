@@ -88,14 +88,16 @@ def test_chunks_and_resumption_equal_one_scan_bitwise(config, digits):
 @pytest.mark.parametrize("config", METHODS, ids=name)
 def test_one_program_for_chunks_of_any_size_equals_one_scan_bitwise(config, digits):
     method = made(config)
-    state = jax.jit(lambda key, data: begin(key, method, data))(key(), digits)
+    first = jax.jit(lambda key, data, public: begin(key, method, data, public))
+    state = first(key(), digits, method.public)
     chex.clear_trace_counter()
     counted = method._replace(step=chex.assert_max_traces(method.step, n=1))
     run = jax.jit(lambda key, *args: advance(key, counted, *args))
     done = 0
     for chunk in (1, 2, method.num_steps):
         last = min(done + chunk, method.num_steps)
-        state, done = run(key(), state, digits, done, last), last
+        state = run(key(), state, digits, done, last, method.public)
+        done = last
     assert_equal(state, fitted(config, digits))
 
 
