@@ -93,9 +93,9 @@ def fit(
     **Privacy:** what `method.guarantee` says, once; nothing is added here.
     """
     public = method.public if public is None else public
-    state = begin(key, method, data, public, start)
-    steps = jnp.arange(method.num_steps)
-    return _scan(method, _keys(key)[1], state, data, public, steps)
+    init_key, step_key = _keys(key)  # once: the checker of keys counts
+    state = method.init(init_key, data, public, start)
+    return _scan(method, step_key, state, data, public, jnp.arange(method.num_steps))
 
 
 def fit_chunks(
