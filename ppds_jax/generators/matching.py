@@ -115,9 +115,10 @@ def conditional(spec: DataSpec, latent: int, width: int) -> Conditional:
 
 
 class MatchedState(NamedTuple):
-    """The embedding is noisy: private data end here."""
+    """The embedding is noisy: private data end here. `target` are its class means."""
 
     embedding: Float[Array, "classes d+1"]
+    target: Float[Array, "classes d"]
     trained: Trained
 
 
@@ -158,19 +159,19 @@ def matched(
             sensitivity=BOUND / spec.num_members,
             noise_multiplier=noise_multiplier,
         )
+        target = means(embedding, 1 / spec.num_classes)
         weights = net.init(net_key) if start is None else start.trained.params
-        return MatchedState(embedding, begin(optimizer, weights))
+        return MatchedState(embedding, target, begin(optimizer, weights))
 
     def step(key, state, data, public):
         del data  # the embedding is already released
-        target = means(state.embedding, 1 / spec.num_classes)
 
         def loss(weights):
-            return distance(features, public, net.each(weights, key, m), target)
+            return distance(features, public, net.each(weights, key, m), state.target)
 
         value, gradient = jax.value_and_grad(loss)(state.trained.params)
         trained = descend(optimizer, state.trained, gradient)
-        return MatchedState(state.embedding, trained), {"loss": value}
+        return state._replace(trained=trained), {"loss": value}
 
     def sample(key, state, label, public):
         return net.sample(state.trained.params, key, label)
