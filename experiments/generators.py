@@ -6,7 +6,7 @@ Beside the accuracy stand how far the synthetic images are from real ones, what 
 took to make, and published numbers where there are some. MNIST and Fashion-MNIST, as
 .npz files, are yours to bring.
 
-    python -m experiments.generators smoke                    a minute, 8x8 digits
+    python -m experiments.generators smoke                    8x8 digits
     python -m experiments.generators small --data mnist.npz   hours on 2 cores
     python -m experiments.generators accelerator --data mnist.npz
 

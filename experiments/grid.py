@@ -3,8 +3,8 @@
 Surveys at several budgets and seeds, each a task on a Ray cluster: that of
 `RAY_ADDRESS`, or the cores of this machine. Needs the extra `ray`.
 
-    python -m experiments.grid smoke       about a minute, tiny images
-    python -m experiments.grid demo        half an hour on 2 cores
+    python -m experiments.grid smoke       tiny images
+    python -m experiments.grid demo        Fashion-MNIST
     RAY_ADDRESS=HEAD:6379 python -m experiments.grid demo --work-dir /shared/runs
 
 It writes one table of all rows. What to expect: the same command again computes

@@ -20,6 +20,7 @@ import pytest
 
 from ppds_jax.data.load import load
 from ppds_jax.types import Budget, Dataset, DataSpec
+from tests.methods import HEAVY, name
 
 DIGITS = DataSpec((8, 8, 1), 10, 60)
 BUDGET = Budget(10.0, 1e-5)
@@ -32,3 +33,12 @@ def digits() -> Dataset:
     member = jnp.asarray(np.arange(120) % 2 == 0)
     image, label = jnp.asarray(images.x_train[:120]), jnp.asarray(images.y_train[:120])
     return Dataset(image, label, member)
+
+
+def pytest_collection_modifyitems(items):
+    """Conformance of methods that take long to compile is slow, but for what is not."""
+    for item in items:
+        config = getattr(item, "callspec", None) and item.callspec.params.get("config")
+        quick = "lowers" in item.name or "budget" in item.name or "range" in item.name
+        if config is not None and name(config) in HEAVY and not quick:
+            item.add_marker(pytest.mark.slow)

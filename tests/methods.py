@@ -10,6 +10,10 @@ SMALL |= {"samples": 20, "per_class": 2}
 SMALL |= {"width": 4, "multipliers": (1,), "multiplicity": 2, "sampler_steps": 2}
 SMALL |= {"critic_steps": 2, "central_images": 3, "pretrain_steps": 3}
 
+# Networks that take long to compile: `make slow` has most of their tests. Each shares
+# its loop with one that is not here (Diffusion, GAN, VAE, DPCNN).
+HEAVY = {"FlowMatching", "DPVAE", "DPGAN", "DPDM", "DPFeta"}
+
 
 def small(cls: type) -> Any:
     """A method's config with little work to do, whatever its options are called."""

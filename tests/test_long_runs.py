@@ -105,7 +105,7 @@ def test_chunks_of_any_size_share_one_program_and_its_bits(tmp_path, monkeypatch
     assert rows(tmp_path / "steps") == rows(tmp_path / "some") == whole
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_bits(kills, tmp_path):
     command = [sys.executable, "-m", "tests.long_run", str(tmp_path), str(kills)]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}

@@ -7,11 +7,7 @@ import jax.numpy as jnp
 from ppds_jax.nets import Net, from_haiku
 
 
-def mlp_generator(image_shape: tuple[int, int, int], hidden: tuple[int, ...]) -> Net:
-    """(code [n latent], condition [n k]) -> images [n h w c] in (0, 1)."""
-    height, width, channels = image_shape
-
-    def network(code, condition):
+def network(code, condition):
         x = jnp.concatenate([code, condition], axis=-1)
         x = hk.nets.MLP((*hidden, height * width * channels))(x)
         return jax.nn.sigmoid(x).reshape(-1, height, width, channels)
