@@ -1,18 +1,8 @@
 """Networks of dense layers, in haiku."""
 
 import haiku as hk
-import jax
-import jax.numpy as jnp
 
 from ppds_jax.nets import Net, from_haiku
-
-
-def network(code, condition):
-        x = jnp.concatenate([code, condition], axis=-1)
-        x = hk.nets.MLP((*hidden, height * width * channels))(x)
-        return jax.nn.sigmoid(x).reshape(-1, height, width, channels)
-
-    return from_haiku(hk.transform(network))
 
 
 def mlp(hidden: tuple[int, ...], num_classes: int) -> Net:
