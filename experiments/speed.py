@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.contest import Contestant, Result, contest, ratio
+from experiments.bench.figure import draw
 from experiments.bench.scoring import Scoring, row, score_seconds
 from ppds_jax.harness import config
-from ppds_jax.harness.run import Row, Run
+from ppds_jax.harness.run import Row, Run, environment
 from ppds_jax.harness.store import write_json
 from ppds_jax.types import InputError
 
@@ -171,8 +172,16 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
         here.finish(rows)
     for one in rows:
         print(json.dumps(one))
+    draw(rows, _machine(), here.path / "speed.png")
     print(here.path / "rows.csv")
     return rows
+
+
+def _machine() -> str:
+    """What ran it, for the picture."""
+    found = environment()
+    devices = ", ".join(found["devices"])
+    return f"{devices}, {found['cores']} cores; jax {found['versions']['jax']}"
 
 
 def _sources() -> list[str]:

@@ -1,0 +1,45 @@
+"""The picture of a run: milliseconds a model and step, examples a second."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ppds_jax.harness.run import Row
+
+PANELS = {
+    "shadow_ms": "shadow models: ms a model and step",
+    "dp_examples": "DP-SGD: examples a second",
+}
+
+
+def draw(rows: list[Row], title: str, path: Path) -> None:
+    """Writes a PNG with a panel for each kind of row that there is."""
+    kinds = [k for k in PANELS if any(_key(row, k) for row in rows)]
+    if not kinds:
+        return
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(6 * len(kinds), 5), layout="constrained", squeeze=False
+    )
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        found = [(_key(row, kind), row["value"]) for row in rows if _key(row, kind)]
+        names = [name for name, _ in found][::-1]
+        values = [value for _, value in found][::-1]
+        ours = ["ours" in name or "/ghost" in name for name in names]
+        bars = axis.barh(names, values, color=["C0" if x else "C7" for x in ours])
+        labels = [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
+        axis.bar_label(bars, labels, padding=3, fontsize=8)
+        axis.set(title=PANELS[kind], xscale="log")
+        axis.set_xlim(0.5 * min(values), 3 * max(values))
+        axis.tick_params(axis="y", labelsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _key(row: Row, kind: str) -> str:
+    """The rest of the name of a row of this kind, or nothing."""
+    head, _, rest = row["name"].partition("/")
+    return rest if head == kind else ""
