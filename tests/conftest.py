@@ -20,7 +20,7 @@ import pytest
 
 from ppds_jax.data.load import load
 from ppds_jax.types import Budget, Dataset, DataSpec
-from tests.methods import HEAVY, name
+from tests.methods import HEAVY, PIPELINES, name
 
 DIGITS = DataSpec((8, 8, 1), 10, 60)
 BUDGET = Budget(10.0, 1e-5)
@@ -40,5 +40,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         config = getattr(item, "callspec", None) and item.callspec.params.get("config")
         quick = "lowers" in item.name or "budget" in item.name or "range" in item.name
-        if config is not None and name(config) in HEAVY and not quick:
+        if config is None or quick:
+            continue
+        whole = "whole_pipeline" in item.name and name(config) not in PIPELINES
+        if whole or name(config) in HEAVY:
             item.add_marker(pytest.mark.slow)

@@ -12,6 +12,7 @@ SMALL |= {"critic_steps": 2, "central_images": 3, "pretrain_steps": 3}
 
 # Networks that take long to compile: `make slow` has most of their tests. Each shares
 # its loop with one that is not here (Diffusion, GAN, VAE, DPCNN).
+PIPELINES = {"VAE", "DPMerf", "Memoriser"}  # whole ones, for each method: slow too
 HEAVY = {"FlowMatching", "DPVAE", "DPGAN", "DPDM", "DPFeta"}
 
 
