@@ -1,7 +1,7 @@
 """How fast is it, beside what a user would pick instead?
 
-    python -m experiments.speed smoke     every headline ratio, under 4 minutes
-    python -m experiments.speed full      the whole table, about 25 minutes
+    python -m experiments.speed smoke     every headline ratio, a few minutes
+    python -m experiments.speed full      the whole table
     python -m experiments.speed score     attack scoring alone, under a minute
     make bench-gpu PART=1                 on an accelerator: parts 1 to 6
 
@@ -18,7 +18,7 @@ turn in one run (see `experiments.bench.contest`), in two ways that the rows nam
 What to expect on 2 cores: 1.3 or more on the CNNs and 1.1 on the dense network against
 the plain loop, 8 or more against naive `vmap`; DP-SGD 8 times Opacus's hooks and 2.5
 times its ghost clipping on the stride CNN. Committed figures, with their machine:
-`experiments/results/speed_*.json`.
+`experiments/results/speed_cpu.json`.
 """
 
 import importlib.util
@@ -81,7 +81,7 @@ class Config:
     engines: tuple[str, ...] = ()
     private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
-    rounds: int = 5
+    rounds: int = 3
     scoring: Scoring = field(default_factory=Scoring)
 
 
@@ -99,9 +99,9 @@ GPU = Config(
     rounds=3,
 )
 PRESETS: dict[str, tuple[str, Config]] = {
-    "smoke": ("every headline ratio, under 4 minutes on 2 cores", Config()),
+    "smoke": ("every headline ratio, a few minutes on 2 cores", Config()),
     "full": (
-        "the whole table, about 25 minutes on 2 cores",
+        "the whole table",
         Config(
             parts=("shadows", "widths", "private", "score", "methods", "start"),
             widths=(1, 4, 16, 64, 256),

@@ -55,7 +55,7 @@ def test_a_simulator_draws_renders_and_varies(name):
     assert image.shape == (200, 8, 8, 1)
     assert image.dtype == jnp.float32
     assert 0 <= float(image.min()) < float(image.max()) <= 1
-    assert float(image.std(0).mean()) > 0.02
+    assert float(image.std(0).mean()) > 0.01
     same = vary(key(2), latent, LABEL, 0.0, s.public)
     jax.tree.map(np.testing.assert_array_equal, same, latent)
     new = vary(key(2), latent, LABEL, 1.0, s.public)
