@@ -22,6 +22,7 @@ times its ghost clipping on the stride CNN. Committed figures, with their machin
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -55,10 +56,11 @@ class Config:
       compiled: whether PyTorch's compiler, with CUDA graphs, is a rival too.
       naive: ways to map the max-pool CNN as a tutorial would: vmap, loop, scan.
       naive_steps: of each model mapped so, which is slow on a CPU.
-      widths: numbers of models for which the cost of one is shown.
+      width_nets: networks of which the cost of one of many is shown.
+      widths: numbers of models for which it is.
       width_steps: of each of them.
       modes: mappings to compare over the widths.
-      memory_limit: bytes that they may take.
+      memory_limit: bytes that each M may take; all M are there at once.
       engines: of DP-SGD, besides a plain step and ghost clipping.
       private_cores: on how many cores DP-SGD is timed, one process on each.
       private_steps: of DP-SGD, expected batch 256.
@@ -74,6 +76,7 @@ class Config:
     compiled: bool = False
     naive: tuple[str, ...] = ("vmap",)
     naive_steps: int = 1
+    width_nets: tuple[str, ...] = ("maxpool",)
     widths: tuple[int, ...] = (4, 256)
     width_steps: int = 8
     modes: tuple[str, ...] = ("auto",)
@@ -94,7 +97,7 @@ GPU = Config(
     naive=(),
     widths=(1, 4, 16, 64, 256),
     modes=("auto", "map"),
-    memory_limit=64 * 10**9,
+    memory_limit=12 * 10**9,
     private_steps=40,
     rounds=3,
 )
@@ -105,7 +108,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(
             parts=("shadows", "widths", "private", "score", "methods", "start"),
             widths=(1, 4, 16, 64, 256),
-            modes=("auto", "map", "shard-vmap"),
+            width_nets=("maxpool", "stride", "mlp"),
+            modes=("auto", "shard-vmap"),
             naive=("vmap", "loop", "scan"),
             engines=("microbatch", "reference"),
             private_cores=(1, 2),
@@ -129,15 +133,20 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "gpu1": ("accelerator: shadows against PyTorch", replace(GPU, parts=("shadows",))),
-    "gpu2": ("accelerator: models an hour, MNIST CNN", replace(GPU, nets=("maxpool",))),
+    "gpu2": ("accelerator: models an hour, MNIST CNN", GPU),
     "gpu3": (
         "accelerator: models an hour, CIFAR CNN",
-        replace(GPU, nets=("maxpool",), size="cifar"),
+        replace(GPU, size="cifar"),
     ),
     "gpu4": (
         "accelerator: WRN-16-4 on CIFAR, an hour and against PyTorch",
         replace(
-            GPU, parts=("widths", "shadows"), nets=("wrn16-4",), size="cifar", steps=10
+            GPU,
+            parts=("widths", "shadows"),
+            nets=("wrn16-4",),
+            width_nets=("wrn16-4",),
+            size="cifar",
+            steps=10,
         ),
     ),
     "gpu5": ("accelerator: DP-SGD against Opacus", replace(GPU, parts=("private",))),
@@ -290,27 +299,31 @@ EPOCHS, BATCHES = 20, 8  # of a shadow model: 1,000 images in batches of 128
 
 def widths(cfg: Config) -> list[Row]:
     """Models an hour and memory over M, by each mapping, within a limit of memory."""
-    rows, work = [], {"net": cfg.nets[0], "steps": cfg.width_steps, "size": cfg.size}
-    for mode in cfg.modes:
-        costs = []
-        for models in cfg.widths:
-            options = work | {
-                "models": models,
-                "mode": mode,
-                "memory": cfg.memory_limit,
-            }
-            entry = Contestant("ours:shadows", options, units=models * cfg.width_steps)
-            result = contest({"ours": entry}, min(2, cfg.rounds))["ours"]
-            costs.append(result.per_unit)
-            name = f"{cfg.nets[0]}-{cfg.size}/{mode}/{models}"
+    rows = []
+    for net, mode in itertools.product(cfg.width_nets, cfg.modes):
+        work = {"net": net, "steps": cfg.width_steps, "size": cfg.size, "mode": mode}
+        work["memory"] = cfg.memory_limit
+        entries = {
+            str(models): Contestant(
+                "ours:shadows",
+                work | {"models": models},
+                units=models * cfg.width_steps,
+            )
+            for models in cfg.widths
+        }
+        place = f"{net}-{cfg.size}/{mode}"
+        results = contest(entries, min(3, cfg.rounds))
+        for models, result in results.items():
+            name = f"{place}/{models}"
             hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
             unit = f"models of {EPOCHS} epochs of 1,000 images"
             rows.append(row(f"shadows_per_hour/{name}", hourly, unit))
             rows.append(_ms(f"shadow_ms/{name}", result))
             rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
-        spread = max(costs[1:]) / min(costs[1:]) if len(costs) > 2 else 1.0
-        name = f"cost_spread/{cfg.nets[0]}-{cfg.size}/{mode}"
-        rows.append(row(name, spread, "dearest M over cheapest, above the first"))
+        costs = [result.per_unit for result in results.values()][1:] or [1.0]
+        spread = max(costs) / min(costs)
+        unit = "dearest M over cheapest, above the first"
+        rows.append(row(f"cost_spread/{place}", spread, unit))
     return rows
 
 

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+# contestants are on the accelerator together: none may take most of its memory at once
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -106,6 +109,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=SHARED | os.environ,
         )
         self.place = one.place
         self.facts: dict[str, Any] = {}

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets.mlp import mlp
-from ppds_jax.optimise import begin, descend, mean_gradient
+from ppds_jax.optimise import begin, descend
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
@@ -51,7 +52,8 @@ class MLP:
 
         def step(key, state, data, public):
             image, label = draw_batch(key, data, batch_size)
-            value, gradient = mean_gradient(loss, state.params, image, label)
+            # not `mean_gradient`: weights outweigh activations, so read them once
+            value, gradient = jax.value_and_grad(loss)(state.params, image, label)
             return descend(optimizer, state, gradient), {"loss": value}
 
         return Classifier(
