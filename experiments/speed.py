@@ -21,82 +21,27 @@ times its ghost clipping on the stride CNN. Committed figures, with their machin
 `experiments/results/speed_cpu.json`.
 """
 
-import importlib.util
-import itertools
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from experiments.bench.contest import Contestant, Result, contest, ratio
 from experiments.bench.figure import draw
-from experiments.bench.scoring import Scoring, row, score_seconds
+from experiments.bench.scoring import Scoring
+from experiments.bench.table import PARTS, Config
 from ppds_jax.harness import config
 from ppds_jax.harness.run import Row, Run, environment
 from ppds_jax.harness.store import write_json
 from ppds_jax.types import InputError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is timed.
-
-    Attributes:
-      parts: of the table: shadows, widths, private, score, methods, start.
-      nets: maxpool, stride, mlp, wrn16-4.
-      size: of the images: mnist (28x28x1) or cifar (32x32x3).
-      models: shadow models in the contest with PyTorch.
-      steps: of each model, batch 128.
-      compiled: whether PyTorch's compiler, with CUDA graphs, is a rival too.
-      naive: ways to map the max-pool CNN as a tutorial would: vmap, loop, scan.
-      naive_steps: of each model mapped so, which is slow on a CPU.
-      width_nets: networks of which the cost of one of many is shown.
-      widths: numbers of models for which it is.
-      width_steps: of each of them.
-      modes: mappings to compare over the widths.
-      memory_limit: bytes that each M may take; all M are there at once.
-      engines: of DP-SGD, besides a plain step and ghost clipping.
-      private_cores: on how many cores DP-SGD is timed, one process on each.
-      private_steps: of DP-SGD, expected batch 256.
-      rounds: of each contest; ratios are medians over them.
-      scoring: the attacks that are timed.
-    """
-
-    parts: tuple[str, ...] = ("shadows", "private", "score")
-    nets: tuple[str, ...] = ("maxpool", "stride", "mlp")
-    size: str = "mnist"
-    models: int = 16
-    steps: int = 16
-    compiled: bool = False
-    naive: tuple[str, ...] = ("vmap",)
-    naive_steps: int = 1
-    width_nets: tuple[str, ...] = ("maxpool",)
-    widths: tuple[int, ...] = (4, 256)
-    width_steps: int = 8
-    modes: tuple[str, ...] = ("auto",)
-    memory_limit: int = 4 * 10**9
-    engines: tuple[str, ...] = ()
-    private_cores: tuple[int, ...] = (1,)
-    private_steps: int = 4
-    rounds: int = 3
-    scoring: Scoring = field(default_factory=Scoring)
-
-
 TINY = Scoring(num_models=16, num_images=400, num_population=50, num_resamples=5)
 GPU = Config(
-    parts=("widths",),
+    parts=("widths", "mappers"),
     models=64,
     steps=40,
     compiled=True,
     naive=(),
     widths=(1, 4, 16, 64, 256),
-    modes=("auto", "map"),
+    modes=("vmap", "map"),
     memory_limit=12 * 10**9,
     private_steps=40,
     rounds=3,
@@ -106,10 +51,17 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "full": (
         "the whole table",
         Config(
-            parts=("shadows", "widths", "private", "score", "methods", "start"),
+            parts=(
+                "shadows",
+                "widths",
+                "mappers",
+                "private",
+                "score",
+                "methods",
+                "start",
+            ),
             widths=(1, 4, 16, 64, 256),
             width_nets=("maxpool", "stride", "mlp"),
-            modes=("auto", "shard-vmap"),
             naive=("vmap", "loop", "scan"),
             engines=("microbatch", "reference"),
             private_cores=(1, 2),
@@ -123,7 +75,15 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "tiny": (
         "shows that everything runs",
         Config(
-            parts=("shadows", "widths", "private", "score", "methods", "start"),
+            parts=(
+                "shadows",
+                "widths",
+                "mappers",
+                "private",
+                "score",
+                "methods",
+                "start",
+            ),
             models=2,
             steps=1,
             widths=(2, 4),
@@ -142,7 +102,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         "accelerator: WRN-16-4 on CIFAR, an hour and against PyTorch",
         replace(
             GPU,
-            parts=("widths", "shadows"),
+            parts=("widths", "mappers", "shadows"),
             nets=("wrn16-4",),
             width_nets=("wrn16-4",),
             size="cifar",
@@ -210,217 +170,6 @@ def _check(cfg: Config) -> None:
     for name, (value, smallest) in counts.items():
         if value < smallest:
             raise InputError(f"{name}={value}: must be at least {smallest}")
-
-
-def _rivals() -> bool:
-    """Whether PyTorch and Opacus are there; says so where they are not."""
-    found = all(importlib.util.find_spec(name) for name in ("torch", "opacus"))
-    if not found:
-        print(
-            "no rivals: pip install -e '.[bench]' for PyTorch's rows", file=sys.stderr
-        )
-    return found
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _pinned(place: str, options: dict, cores: list[int], units: float) -> Contestant:
-    """The work spread over processes, one a core."""
-    return Contestant(place, options, tuple((core,) for core in cores), units)
-
-
-def shadows(cfg: Config) -> list[Row]:
-    """Shadow models against PyTorch, and the max-pool CNN against naive JAX."""
-    rows, cores = [], _cores()
-    for net in cfg.nets:
-        work: dict[str, Any] = {"net": net, "models": cfg.models, "steps": cfg.steps}
-        work["size"] = cfg.size
-        units = cfg.models * cfg.steps
-        entries = {"ours": Contestant("ours:shadows", work, units=units)}
-        if _rivals():
-            threads = work | {"threads": len(cores)}
-            entries["torch/threads"] = Contestant(
-                "rivals:shadows", threads, units=units
-            )
-            half = work | {"models": max(1, cfg.models // len(cores))}
-            units = half["models"] * len(cores) * cfg.steps
-            for name, tuned in (("torch", False), ("torch_tuned", True)):
-                entries[f"{name}/processes"] = _pinned(
-                    "rivals:shadows", half | {"tuned": tuned}, cores, units
-                )
-            if cfg.compiled:
-                entries["torch_compiled/process"] = Contestant(
-                    "rivals:shadows",
-                    work | {"tuned": True, "compiled": True},
-                    units=cfg.models * cfg.steps,
-                )
-        entries["peak"] = Contestant(
-            "ours:matrix_product", {"size": 1024, "repeats": 20}
-        )
-        results = contest(entries, cfg.rounds)
-        peak = results.pop("peak")
-        share = peak.per_unit * results["ours"].facts["flops"]
-        share /= peak.facts["flops"] * results["ours"].per_unit
-        for rival in ("torch", "torch_tuned", "torch_compiled"):
-            sides = [r for name, r in results.items() if name.startswith(f"{rival}/")]
-            if sides:
-                fastest = min(sides, key=lambda r: r.per_unit)
-                rows.append(
-                    _ratio(f"shadow_speedup_vs_{rival}/{net}", fastest, results)
-                )
-        rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
-        rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
-    return rows + (_naive(cfg) if cfg.naive and "maxpool" in cfg.nets else [])
-
-
-def _naive(cfg: Config) -> list[Row]:
-    """The max-pool CNN as a tutorial would map it."""
-    units = cfg.models * cfg.naive_steps
-    work = {"models": cfg.models, "steps": cfg.naive_steps}
-    entries = {
-        "ours": Contestant("ours:shadows", work | {"net": "maxpool"}, units=units)
-    }
-    for mode in cfg.naive:
-        entries[mode] = Contestant("ours:textbook", work | {"mode": mode}, units=units)
-    results, rows = contest(entries, min(3, cfg.rounds)), []
-    for mode in cfg.naive:
-        name = f"shadow_speedup_vs_{mode}/maxpool"
-        rows.append(_ratio(name, results[mode], results))
-        rows.append(_ms(f"shadow_ms/maxpool/naive_{mode}", results[mode]))
-    return rows
-
-
-EPOCHS, BATCHES = 20, 8  # of a shadow model: 1,000 images in batches of 128
-
-
-def widths(cfg: Config) -> list[Row]:
-    """Models an hour and memory over M, by each mapping, within a limit of memory."""
-    rows = []
-    for net, mode in itertools.product(cfg.width_nets, cfg.modes):
-        work = {"net": net, "steps": cfg.width_steps, "size": cfg.size, "mode": mode}
-        work["memory"] = cfg.memory_limit
-        entries = {
-            str(models): Contestant(
-                "ours:shadows",
-                work | {"models": models},
-                units=models * cfg.width_steps,
-            )
-            for models in cfg.widths
-        }
-        place = f"{net}-{cfg.size}/{mode}"
-        results = contest(entries, min(3, cfg.rounds))
-        for models, result in results.items():
-            name = f"{place}/{models}"
-            hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
-            unit = f"models of {EPOCHS} epochs of 1,000 images"
-            rows.append(row(f"shadows_per_hour/{name}", hourly, unit))
-            rows.append(_ms(f"shadow_ms/{name}", result))
-            rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
-        costs = [result.per_unit for result in results.values()][1:] or [1.0]
-        spread = max(costs) / min(costs)
-        unit = "dearest M over cheapest, above the first"
-        rows.append(row(f"cost_spread/{place}", spread, unit))
-    return rows
-
-
-def private(cfg: Config) -> list[Row]:
-    """DP-SGD, examples a second: our engines, a plain step, and Opacus."""
-    rows, cores = [], _cores()
-    nets = [net for net in cfg.nets if net in ("maxpool", "stride")]
-    for net in nets:
-        for count in cfg.private_cores:
-            if count > len(cores):
-                continue
-            label = "" if count == 1 else f"/{count}cores"
-            results = _private(cfg, net, cores[:count])
-            for name, result in results.items():
-                speed = 1 / result.per_unit
-                rows.append(row(f"dp_examples/{net}/{name}{label}", speed, "a second"))
-            rows.append(
-                row(
-                    f"dp_over_plain/{net}{label}",
-                    ratio(results["ghost"], results["plain"]),
-                    "times the plain step",
-                )
-            )
-            for mode in ("hooks", "ghost"):
-                if f"opacus_{mode}" in results:
-                    name = f"dp_speedup_vs_opacus_{mode}/{net}{label}"
-                    rival = results[f"opacus_{mode}"]
-                    rows.append(row(name, ratio(rival, results["ghost"]), "times"))
-    return rows
-
-
-def _private(cfg: Config, net: str, cores: list[int]) -> dict[str, Result]:
-    work = {"net": net, "steps": cfg.private_steps}
-    units = cfg.private_steps * 256 * len(cores)
-    entries = {
-        name: _pinned("ours:private", work | {"engine": name}, cores, units)
-        for name in ("plain", "ghost", *cfg.engines)
-    }
-    if _rivals():
-        for mode in ("hooks", "ghost"):
-            entries[f"opacus_{mode}"] = _pinned(
-                "rivals:private", work | {"mode": mode}, cores, units
-            )
-    return contest(entries, cfg.rounds)
-
-
-def score(cfg: Config) -> list[Row]:
-    """Attack scoring: see `experiments.bench.scoring`."""
-    return score_seconds(cfg.scoring)
-
-
-def methods(cfg: Config) -> list[Row]:
-    """Whole methods: DP-MERF's fit, drawing from its generator, a step of DPDM."""
-    steps, count = 10 * cfg.steps, 10_000
-    entries = {
-        "dpdm": Contestant("ours:dpdm", {"steps": 2}, units=2),
-        "dp_merf": Contestant("ours:dp_merf", {"steps": steps}),
-        "sampling": Contestant("ours:sampling", {"count": count}, units=count),
-    }
-    results = contest(entries, cfg.rounds)
-    return [
-        row(f"dp_merf_seconds/{steps}_steps", results["dp_merf"].per_unit, "s"),
-        row("dpdm_step_seconds", results["dpdm"].per_unit, "s, 64 images expected"),
-        row("dp_merf_samples", 1 / results["sampling"].per_unit, "images a second"),
-    ]
-
-
-def start(cfg: Config) -> list[Row]:
-    """Seconds from a process's start to its first step: cold, then with the cache."""
-    code = "from experiments.bench.ours import first_step; first_step({!r})"
-    rows = []
-    for net in cfg.nets:
-        with tempfile.TemporaryDirectory() as cache:
-            for name in ("cold", "warm"):
-                seconds = _seconds([sys.executable, "-c", code.format(net)], cache)
-                rows.append(row(f"first_step_seconds/{net}/{name}", seconds, "s"))
-    return rows
-
-
-def _seconds(command: list[str], cache: str) -> float:
-    begun = time.perf_counter()
-    environment = os.environ | {"XDG_CACHE_HOME": cache}
-    subprocess.run(command, check=True, env=environment)
-    return time.perf_counter() - begun
-
-
-def _ratio(name: str, rival: Result, results: dict[str, Result]) -> Row:
-    return row(name, ratio(rival, results["ours"]), "times")
-
-
-def _ms(name: str, result: Result) -> Row:
-    return row(name, 1e3 * result.per_unit, "ms a model and step")
-
-
-PARTS: dict[str, Callable[[Config], list[Row]]] = {
-    part.__name__: part for part in (shadows, widths, private, score, methods, start)
-}
 
 
 if __name__ == "__main__":

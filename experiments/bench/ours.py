@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from ppds_jax.classifiers import CNN, MLP
+from ppds_jax.classifiers.supervised import cross_entropy, supervised
 from ppds_jax.data.batches import decode, draw_batch
 from ppds_jax.devices import Layout, Mode, loop_body, prepare
 from ppds_jax.fit import fit
@@ -17,7 +18,7 @@ from ppds_jax.generators import DPDM, DPMerf
 from ppds_jax.mapping import map_shadows
 from ppds_jax.nets.cnn import cnn, pooled_cnn
 from ppds_jax.nets.wide_resnet import wide_resnet
-from ppds_jax.optimise import begin, descend, mean_gradient
+from ppds_jax.optimise import mean_gradient
 from ppds_jax.privacy.dpsgd import DPSGD, dp_gradient
 from ppds_jax.sampling.balanced import Balanced
 from ppds_jax.types import Budget, Classifier, Dataset, DataSpec
@@ -47,35 +48,12 @@ def images(shape: tuple[int, int, int], count: int = IMAGES) -> Dataset:
 def _classifier(net: str, shape: tuple[int, int, int], steps: int) -> Classifier:
     spec = DataSpec(shape, CLASSES, IMAGES)
     if net == "wrn16-4":
-        method = _supervised(wide_resnet(16, 4, CLASSES), shape)
+        options: dict[str, Any] = {"epochs": 1, "batch_size": BATCH}
+        network = wide_resnet(16, 4, CLASSES)
+        method = supervised(network, spec, learning_rate=2e-3, **options)
     else:
         method = CLASSIFIERS[net].make(spec, FREE)
     return method._replace(num_steps=steps)
-
-
-def _supervised(net, shape: tuple[int, int, int]) -> Classifier:
-    """Any network by Adam, as `CNN` trains its own."""
-    made = CLASSIFIERS["stride"].make(DataSpec(shape, CLASSES, IMAGES), FREE)
-    optimizer = optax.adam(2e-3)
-
-    def init(key, data, public, start=None):
-        return begin(optimizer, net.init(key, jnp.zeros((1, *shape))))
-
-    def step(key, state, data, public):
-        image, label = draw_batch(key, data, BATCH)
-        _, gradient = mean_gradient(_loss(net), state.params, image, label)
-        return descend(optimizer, state, gradient), {}
-
-    logits = lambda state, image: net.apply(state.params, image)
-    return made._replace(init=init, step=step, logits=logits)
-
-
-def _loss(net) -> Callable:
-    def loss(params, image, label):
-        logits = net.apply(params, image)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-    return loss
 
 
 def shadows(
@@ -196,7 +174,7 @@ def private(net: str, engine: Any, steps: int, size: str = "mnist") -> Work:
     optimizer = optax.sgd(0.1)
     params = network.init(jax.random.key(0), jnp.zeros((1, *shape)))
     state: tuple = params, optimizer.init(params), ()
-    loss = _loss(network)
+    loss = cross_entropy(network)
     if engine == "plain":
 
         def gradient(key, past, params):

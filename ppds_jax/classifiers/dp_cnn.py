@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax
 import optax
 
+from ppds_jax.classifiers.supervised import cross_entropy
 from ppds_jax.nets.cnn import cnn
 from ppds_jax.nets.precision import Precision, with_precision
 from ppds_jax.optimise import begin, descend
@@ -83,10 +84,8 @@ class DPCNN:
             params = params if start is None else start.params
             return begin(optimizer, params, private.init(params))
 
-        def loss(key, params, image, label):
-            logits = net.apply(params, image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
+        mean_loss = cross_entropy(net)
+        loss = lambda key, params, image, label: mean_loss(params, image, label)
         private = dp_gradient(loss, settings)
 
         def step(key, state, data, public):

@@ -2,14 +2,8 @@
 
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from ppds_jax.data.batches import draw_batch
+from ppds_jax.classifiers.supervised import in_one, supervised
 from ppds_jax.nets.mlp import mlp
-from ppds_jax.optimise import begin, descend
-from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, Classifier, DataSpec, check_numbers
 
 
@@ -37,29 +31,11 @@ class MLP:
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self)
         net = mlp(self.hidden, spec.num_classes)
-        optimizer = optax.adam(self.learning_rate)
-        batch_size = min(self.batch_size, spec.num_members)
-
-        def init(key, data, public, start=None):
-            if start is not None:
-                return start
-            params = net.init(key, jnp.zeros((1, *spec.image_shape)))
-            return begin(optimizer, params)
-
-        def loss(params, image, label):
-            logits = net.apply(params, image)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
-
-        def step(key, state, data, public):
-            image, label = draw_batch(key, data, batch_size)
-            # not `mean_gradient`: weights outweigh activations, so read them once
-            value, gradient = jax.value_and_grad(loss)(state.params, image, label)
-            return descend(optimizer, state, gradient), {"loss": value}
-
-        return Classifier(
-            init=init,
-            step=step,
-            logits=lambda state, image: net.apply(state.params, image),
-            num_steps=self.epochs * -(-spec.num_members // batch_size),
-            guarantee=non_private(),
+        return supervised(
+            net,
+            spec,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            gradient=in_one,
         )

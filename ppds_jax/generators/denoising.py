@@ -6,29 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
-from ppds_jax.nets import denoiser_signals, edm
+from ppds_jax.nets import Net, denoiser_signals, edm
 from ppds_jax.nets.edm import Denoiser
 from ppds_jax.nets.unet import unet
-from ppds_jax.types import DataSpec, InputError, SignalFn, check_numbers
+from ppds_jax.types import DataSpec, InputError, Key, SignalFn, check_numbers
 
 DEVIATION = 0.5  # of pixels in [-1, 1], as EDM has it for every data set
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoising:
-    """Options of an EDM diffusion model; see `ppds_jax.nets.edm` and `nets.unet`.
+class Conditional:
+    """Options of a U-Net that is shown labels, and of drawing images by it.
 
     Attributes:
       width: channels of the U-Net's finest scale.
       multipliers: channels of each of its scales, over `width`.
       blocks: residual blocks a scale.
       patch: squares of so many pixels a side are channels to the U-Net.
-      median_level, spread_level: ln sigma ~ N(ln median, spread^2) in training.
       label_dropout: share of images shown without their label, for guidance.
       average: decay of the moving average of parameters, by which images are drawn.
-      sampler_steps: noise levels in sampling, two evaluations of the network each.
-      churn: noise added while sampling; 0 for the deterministic sampler.
+      sampler_steps: steps of Heun's method, two evaluations of the network each.
       guidance: weight of classifier-free guidance; 0 for none, which is cheaper.
     """
 
@@ -36,13 +35,51 @@ class Denoising:
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 1
     patch: int = 2
-    median_level: float = 0.3
-    spread_level: float = 1.2
     label_dropout: float = 0.1
     average: float = 0.999
     sampler_steps: int = 12
-    churn: float = 0.0
     guidance: float = 0.0
+
+    def net(self, *zero_allowed: str) -> Net:
+        """The U-Net.
+
+        Args:
+          zero_allowed: further fields that may be 0.
+
+        Raises:
+          InputError: a field outside its range.
+        """
+        check_numbers(self, "label_dropout", "guidance", "average", *zero_allowed)
+        for name in ("label_dropout", "average"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name}={getattr(self, name)}: must be below 1")
+        return unet(
+            width=self.width,
+            multipliers=self.multipliers,
+            blocks=self.blocks,
+            patch=self.patch,
+        )
+
+    def condition(
+        self, key: Key, label: Int32[Array, " n"], num_classes: int
+    ) -> Float[Array, "n classes"]:
+        """Labels as the U-Net sees them in training: some are zeros, which say none."""
+        shown = jax.random.bernoulli(key, 1 - self.label_dropout, (label.size, 1))
+        return jax.nn.one_hot(label, num_classes) * shown.astype(jnp.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Conditional):
+    """Options of an EDM diffusion model, besides those of `Conditional`.
+
+    Attributes:
+      median_level, spread_level: ln sigma ~ N(ln median, spread^2) in training.
+      churn: noise added while sampling; 0 for the deterministic sampler.
+    """
+
+    median_level: float = 0.3
+    spread_level: float = 1.2
+    churn: float = 0.0
 
 
 class Model(NamedTuple):
@@ -74,18 +111,7 @@ def denoising(
     Raises:
       InputError: a field outside its range.
     """
-    check_numbers(
-        config, "label_dropout", "churn", "guidance", "average", *zero_allowed
-    )
-    for name in ("label_dropout", "average"):
-        if getattr(config, name) >= 1:
-            raise InputError(f"{name}={getattr(config, name)}: must be below 1")
-    net = unet(
-        width=config.width,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        patch=config.patch,
-    )
+    net = config.net("churn", *zero_allowed)
     levels = edm.schedule(config.sampler_steps)
 
     def init(key):
@@ -102,8 +128,7 @@ def denoising(
     def loss(key, params, image, label):
         level_key, noise_key, drop_key = jax.random.split(key, 3)
         n = label.size
-        shown = jax.random.bernoulli(drop_key, 1 - config.label_dropout, (n, 1))
-        condition = jax.nn.one_hot(label, spec.num_classes) * shown.astype(jnp.float32)
+        condition = config.condition(drop_key, label, spec.num_classes)
         sigma = edm.random_levels(
             level_key, n, config.median_level, config.spread_level
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from ppds_jax.generators.matching import matched
+from ppds_jax.generators.matching import Matching, matched
 from ppds_jax.nets import Net
 from ppds_jax.nets.features import composed, convolutions
 from ppds_jax.types import (
@@ -19,7 +19,7 @@ from ppds_jax.types import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMepf:
+class DPMepf(Matching):
     """Matches class means of random Fourier features on top of a fixed network's.
 
     With g(x) the network's features, and z(x) = [cos Wg(x); sin Wg(x)] / sqrt(D/2), of
@@ -44,21 +44,11 @@ class DPMepf:
       features: D, even.
       lengthscales: of Gaussian kernels on g(x), as multiples of the square root of its
         dimensions; as many features have each.
-      latent: dimensions of the generator's input, besides the label.
-      width: the generator's first convolution has twice so many channels.
-      num_steps: free training steps after the release.
-      batch_size: samples a step, rounded up to as many of each class.
-      learning_rate: of Adam, falling to 0 by a cosine.
     """
 
     channels: int = 8
     features: int = 1000
     lengthscales: tuple[float, ...] = (0.2, 0.4)
-    latent: int = 10
-    width: int = 16
-    num_steps: int = 600
-    batch_size: int = 100
-    learning_rate: float = 5e-3
 
     def make(
         self,
@@ -77,18 +67,9 @@ class DPMepf:
         else:
             net, params = extractor
         features = composed(net, params, self.features, self.lengthscales)
-        return matched(
-            spec,
-            budget,
-            features,
-            features.init(key, spec.image_shape),
-            latent=self.latent,
-            width=self.width,
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            notes=() if extractor is None else (PRETRAINED,),
-        )
+        params = features.init(key, spec.image_shape)
+        notes = () if extractor is None else (PRETRAINED,)
+        return matched(self, spec, budget, features, params, *notes)
 
 
 PRETRAINED = "features of a pretrained network: its training images are not covered"

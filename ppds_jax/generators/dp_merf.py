@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import jax
 
-from ppds_jax.generators.matching import matched
+from ppds_jax.generators.matching import Matching, matched
 from ppds_jax.nets.features import fourier
 from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMerf:
+class DPMerf(Matching):
     """Matches the noisy mean embeddings of the private images.
 
     With z(x) = [cos Wx; sin Wx] / sqrt(D/2), of norm 1, the sum over i of
@@ -33,37 +33,18 @@ class DPMerf:
       features: D, even.
       lengthscales: of Gaussian kernels on pixels in [0, 1], as multiples of the square
         root of the number of pixels; as many features have each.
-      latent: dimensions of the generator's input, besides the label.
-      width: the generator's first convolution has twice so many channels.
-      num_steps: free training steps after the release.
-      batch_size: samples a step, rounded up to as many of each class.
-      learning_rate: of Adam, falling to 0 by a cosine.
     """
 
     features: int = 1000
     lengthscales: tuple[float, ...] = (0.2, 0.4)
-    latent: int = 10
-    width: int = 16
-    num_steps: int = 600
-    batch_size: int = 100
-    learning_rate: float = 5e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
         check_numbers(self)
         if self.features % 2:
             raise InputError(f"DPMerf.features={self.features}: must be even")
         features = fourier(self.features, self.lengthscales)
-        return matched(
-            spec,
-            budget,
-            features,
-            features.init(jax.random.key(0), spec.image_shape),
-            latent=self.latent,
-            width=self.width,
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-        )
+        params = features.init(jax.random.key(0), spec.image_shape)
+        return matched(self, spec, budget, features, params)
 
 
 # Chosen by looking at accuracies, which epsilon does not cover. What they reach:

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import jax
 
-from ppds_jax.generators.matching import matched
+from ppds_jax.generators.matching import Matching, matched
 from ppds_jax.nets.features import tangent
 from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPNTK:
+class DPNTK(Matching):
     """Matches class means of the parameter gradients of a fixed random network.
 
     phi(x) is the gradient of a network of one hidden ReLU layer, with respect to that
@@ -30,32 +30,15 @@ class DPNTK:
       hidden: units of the random network's layer.
       bias: a constant input beside the pixels, as a multiple of the square root of
         their number; without it phi(x) does not know how bright x is.
-      latent: dimensions of the generator's input, besides the label.
-      width: the generator's first convolution has twice so many channels.
-      num_steps: free training steps after the release.
-      batch_size: samples a step, rounded up to as many of each class.
-      learning_rate: of Adam, falling to 0 by a cosine.
     """
 
     hidden: int = 200
     bias: float = 0.2
-    latent: int = 10
-    width: int = 16
     num_steps: int = 1000
     batch_size: int = 200
-    learning_rate: float = 5e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
         check_numbers(self, "bias")
         features = tangent(self.hidden, self.bias)
-        return matched(
-            spec,
-            budget,
-            features,
-            features.init(jax.random.key(0), spec.image_shape),
-            latent=self.latent,
-            width=self.width,
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-        )
+        params = features.init(jax.random.key(0), spec.image_shape)
+        return matched(self, spec, budget, features, params)

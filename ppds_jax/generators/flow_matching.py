@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from ppds_jax.data.batches import draw_batch
+from ppds_jax.generators.denoising import Conditional
 from ppds_jax.nets.edm import heun
-from ppds_jax.nets.unet import unet
 from ppds_jax.optimise import begin, begin_average, descend, follow
 from ppds_jax.privacy.accounting import non_private
-from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
+from ppds_jax.types import Budget, DataSpec, Generator
 
 TIMES = 0.1, 0.3, 0.5, 0.7, 0.9  # at which the signal is read
 NOISES = 4  # of each
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatching:
+class FlowMatching(Conditional):
     """A U-Net learns the velocity of straight paths from noise to images.
 
     With x_t = (1 - t) n + t x, n ~ N(0, I), it minimises E ||v(x_t; t, y) - (x - n)||^2
@@ -34,42 +34,18 @@ class FlowMatching:
     Modeling, 2023, arXiv 2210.02747, with sigma_min = 0.
 
     Attributes:
-      width: channels of the U-Net's finest scale.
-      multipliers: channels of each of its scales, over `width`.
-      blocks: residual blocks a scale.
-      patch: squares of so many pixels a side are channels to the U-Net.
-      label_dropout: share of images shown without their label, for guidance.
-      average: decay of the moving average of parameters, by which images are drawn.
-      sampler_steps: of Heun's method, two evaluations of the network each.
-      guidance: weight of classifier-free guidance; 0 for none, which is cheaper.
       epochs: passes over the private images (drawn with replacement).
       batch_size: images a step.
       learning_rate: of Adam, falling to 0 by a cosine.
     """
 
-    width: int = 16
-    multipliers: tuple[int, ...] = (1, 2)
-    blocks: int = 1
-    patch: int = 2
-    label_dropout: float = 0.1
-    average: float = 0.999
     sampler_steps: int = 8
-    guidance: float = 0.0
     epochs: int = 100
     batch_size: int = 64
     learning_rate: float = 2e-3
 
     def make(self, spec: DataSpec, budget: Budget) -> Generator:
-        check_numbers(self, "label_dropout", "guidance", "average")
-        for name in ("label_dropout", "average"):
-            if getattr(self, name) >= 1:
-                raise InputError(f"{name}={getattr(self, name)}: must be below 1")
-        net = unet(
-            width=self.width,
-            multipliers=self.multipliers,
-            blocks=self.blocks,
-            patch=self.patch,
-        )
+        net = self.net()
         batch_size = min(self.batch_size, spec.num_members)
         num_steps = self.epochs * -(-spec.num_members // batch_size)
         schedule = optax.cosine_decay_schedule(self.learning_rate, num_steps)
@@ -90,10 +66,7 @@ class FlowMatching:
         def loss(params, key, image, label):
             time_key, noise_key, drop_key = jax.random.split(key, 3)
             n = label.size
-            shown = jax.random.bernoulli(drop_key, 1 - self.label_dropout, (n, 1))
-            condition = jax.nn.one_hot(label, spec.num_classes) * shown.astype(
-                jnp.float32
-            )
+            condition = self.condition(drop_key, label, spec.num_classes)
             t = jax.random.uniform(time_key, (n,))
             noise = jax.random.normal(noise_key, image.shape)
             return cost(params, image, condition, noise, t).mean()

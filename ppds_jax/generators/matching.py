@@ -5,6 +5,7 @@ and in how often these are released.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -122,27 +123,42 @@ class MatchedState(NamedTuple):
     trained: Trained
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """Options of a generator that is fitted to released class means of features.
+
+    Attributes:
+      latent: dimensions of the generator's input, besides the label.
+      width: half the channels of the generator's first convolution.
+      num_steps: free training steps after the release.
+      batch_size: samples a step, rounded up to as many of each class.
+      learning_rate: of Adam, falling to 0 by a cosine.
+    """
+
+    latent: int = 10
+    width: int = 16
+    num_steps: int = 600
+    batch_size: int = 100
+    learning_rate: float = 5e-3
+
+
 def matched(
+    config: Matching,
     spec: DataSpec,
     budget: Budget,
     features: Features,
     params: PyTree,
-    *,
-    latent: int,
-    width: int,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    notes: tuple[str, ...] = (),
+    *notes: str,
 ) -> Generator:
     """Releases class means of features once, then fits a generator to them by Adam.
 
     **Privacy:** zero-out. One image moves the sums by `BOUND` at most; one Gaussian
     release. The steps are post-processing.
     """
-    net = conditional(spec, latent, width)
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    m = -(-batch_size // spec.num_classes)
+    net = conditional(spec, config.latent, config.width)
+    decay = optax.cosine_decay_schedule(config.learning_rate, config.num_steps)
+    optimizer = optax.adam(decay)
+    m = -(-config.batch_size // spec.num_classes)
 
     def run(sigma):
         return accounting.gaussian(
@@ -176,4 +192,5 @@ def matched(
     def sample(key, state, label, public):
         return net.sample(state.trained.params, key, label)
 
-    return Generator(init, step, sample, num_steps, run(noise_multiplier), params)
+    guarantee = run(noise_multiplier)
+    return Generator(init, step, sample, config.num_steps, guarantee, params)
