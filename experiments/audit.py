@@ -44,6 +44,7 @@ from ppds_jax.harness import config
 from ppds_jax.harness.plots import audit_bounds
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run, plain
+from ppds_jax.harness.source import code
 from ppds_jax.harness.store import replacing, write_json
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.checks import check
@@ -122,9 +123,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     """
     runtime = runtime or config.Runtime()
     images = _checked(cfg)
-    here = Run(
-        runtime, "audit", cfg, config.code(), Path(__file__).read_text(), *images[1:3]
-    )
+    here = Run(runtime, "audit", cfg, code(), Path(__file__).read_text(), *images[1:3])
     rows = here.rows()
     if rows is None:
         devices.prepare(runtime.layout)

@@ -34,6 +34,7 @@ from ppds_jax.fit import fit_chunks
 from ppds_jax.harness import config
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run, environment, plain
+from ppds_jax.harness.source import code
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.keys import noted, secret_key
 from ppds_jax.types import Budget, Classifier, Dataset, DataSpec, InputError, PyTree
@@ -113,9 +114,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     """
     runtime = runtime or config.Runtime()
     images = _checked(cfg)
-    here = Run(
-        runtime, "dp_sgd", cfg, config.code(), Path(__file__).read_text(), *images[1:5]
-    )
+    here = Run(runtime, "dp_sgd", cfg, code(), Path(__file__).read_text(), *images[1:5])
     rows = here.rows()
     if rows is None:
         devices.prepare(runtime.layout)

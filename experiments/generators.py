@@ -54,6 +54,7 @@ from ppds_jax.harness import config
 from ppds_jax.harness.plots import sample_grids, ten_of_each
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run, environment
+from ppds_jax.harness.source import code, code_of
 from ppds_jax.harness.store import replacing, write_json
 from ppds_jax.harness.utility import accuracies, table
 from ppds_jax.metrics.fidelity import EXTRACTORS, features, frechet, precision_recall
@@ -139,6 +140,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             data="mnist.npz",
             classifiers=(CNN(epochs=6), MLP(epochs=6), MLP(hidden=(), epochs=6)),
             num_images=20_000,
+            patience=100.0,
         ),
     ),
     "accelerator": (
@@ -184,7 +186,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     runtime = runtime or config.Runtime()
     images = _checked(cfg)
     source = Path(__file__).read_text()
-    here = Run(runtime, "generators", cfg, config.code(), source, *images[1:5])
+    here = Run(runtime, "generators", cfg, code(), source, *images[1:5])
     rows = here.rows()
     if rows is None:
         devices.prepare()
@@ -230,12 +232,13 @@ def _compute(cfg: Config, images: Images, here: Run, kept: Path) -> list[Row]:
     flat = images.x_train, images.y_train
     pictures = {"private images": ten_of_each(*flat, images.num_classes)}
     rows, failed = [], []
-    code = config.code("attacks", "harness"), inspect.getsource(Bench)
-    stamp = *code, config.identity(*images[1:5])
+    stamp = inspect.getsource(Bench), config.identity(*images[1:5])
+    parts = [fit, load, Balanced, frechet, check_generator, *map(type, cfg.classifiers)]
     names = config.names(methods)
     for name, method in zip(names, methods, strict=True):
         for cell in _cells(cfg, bench, method):
-            place = kept / config.identity(cell, bench.settings, *stamp)
+            made_by = code_of(type(method), *parts)
+            place = kept / config.identity(cell, bench.settings, made_by, *stamp)
             try:
                 row, sheet = _served(place, lambda cell=cell: bench.row(cell))
             except FloatingPointError as error:

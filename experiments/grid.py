@@ -20,6 +20,7 @@ from ppds_jax.generators import DPMerf
 from ppds_jax.harness import config
 from ppds_jax.harness.cluster import run_all
 from ppds_jax.harness.run import Row, Run
+from ppds_jax.harness.source import code
 from ppds_jax.types import InputError
 
 
@@ -74,7 +75,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
         for row in part
     ]
     # Only now: what is recorded starts JAX, which would take a GPU from the tasks.
-    here = Run(runtime, "grid", cfg, config.code(), Path(__file__).read_text())
+    here = Run(runtime, "grid", cfg, code(), Path(__file__).read_text())
     here.start()
     here.finish(rows)
     print(here.path / "rows.csv")

@@ -46,6 +46,7 @@ from ppds_jax.harness.evidence import (
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, Run
 from ppds_jax.harness.shadows import Shadows, Subject
+from ppds_jax.harness.source import code
 from ppds_jax.harness.subjects import Attacker, Pipelines, check_classes, split
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.keys import noted
@@ -180,12 +181,12 @@ def run(cfg: Config | Again, runtime: config.Runtime | None = None) -> list[Row]
     source = Path(__file__).read_text()
     if isinstance(cfg, Again):
         phi = np.frombuffer(_bytes(cfg.phi), np.uint8)
-        here = Run(runtime, "shadow_mia", cfg, config.code(), source, phi)
+        here = Run(runtime, "shadow_mia", cfg, code(), source, phi)
         evidence = cfg.phi
     else:
         images = load(cfg.data)
         _check(cfg)
-        here = Run(runtime, "shadow_mia", cfg, config.code(), source, *images[1:5])
+        here = Run(runtime, "shadow_mia", cfg, code(), source, *images[1:5])
         evidence = here.path / "phi.npz"
     rows = here.rows()
     if rows is None:

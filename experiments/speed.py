@@ -30,6 +30,7 @@ from experiments.bench.scoring import Scoring
 from experiments.bench.table import PARTS, Config
 from ppds_jax.harness import config
 from ppds_jax.harness.run import Row, Run, environment
+from ppds_jax.harness.source import code
 from ppds_jax.harness.store import write_json
 from ppds_jax.types import InputError
 
@@ -128,7 +129,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     """
     runtime = runtime or config.Runtime()
     _check(cfg)
-    here = Run(runtime, "speed", cfg, config.code(), *_sources())
+    here = Run(runtime, "speed", cfg, code(), *_sources())
     rows = here.rows()
     if rows is None:
         here.start()

@@ -39,6 +39,7 @@ from ppds_jax.harness.progress import progress
 from ppds_jax.harness.report import curve_name, write_report
 from ppds_jax.harness.run import Row, Run, plain
 from ppds_jax.harness.shadows import Result, Shadows, Subject
+from ppds_jax.harness.source import code
 from ppds_jax.harness.subjects import Attacker, Pipelines, check_classes, split
 from ppds_jax.metrics.leakage import Leakage, leakage
 from ppds_jax.metrics.roc import Roc, roc
@@ -175,9 +176,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     runtime = runtime or config.Runtime()
     images = load(cfg.data)
     _check(cfg, images)
-    here = Run(
-        runtime, "survey", cfg, config.code(), Path(__file__).read_text(), *images[1:5]
-    )
+    here = Run(runtime, "survey", cfg, code(), Path(__file__).read_text(), *images[1:5])
     rows = here.rows()
     if rows is None:
         devices.prepare(runtime.layout)

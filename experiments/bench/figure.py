@@ -12,6 +12,8 @@ from ppds_jax.harness.run import Row
 PANELS = {
     "shadow_ms": "shadow models: ms a model and step",
     "dp_examples": "DP-SGD: examples a second",
+    "width_ms": "of so many shadow models: ms a model and step",
+    "mapper_ms": "ways to map: ms a model and step",
 }
 
 
@@ -20,14 +22,18 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     kinds = [k for k in PANELS if any(_key(row, k) for row in rows)]
     if not kinds:
         return
+    down = -(-len(kinds) // 2)
     figure, axes = plt.subplots(
-        1, len(kinds), figsize=(6 * len(kinds), 5), layout="constrained", squeeze=False
+        down, 2, figsize=(12, 5 * down), layout="constrained", squeeze=False
     )
-    for axis, kind in zip(axes[0], kinds, strict=True):
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_visible(False)
+    for axis, kind in zip(axes.flat, kinds, strict=False):
         found = [(_key(row, kind), row["value"]) for row in rows if _key(row, kind)]
         names = [name for name, _ in found][::-1]
         values = [value for _, value in found][::-1]
         ours = ["ours" in name or "/ghost" in name for name in names]
+        ours = ours if any(ours) else [True] * len(names)
         bars = axis.barh(names, values, color=["C0" if x else "C7" for x in ours])
         labels = [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
         axis.bar_label(bars, labels, padding=3, fontsize=8)

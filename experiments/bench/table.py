@@ -34,8 +34,7 @@ class Config:
       naive_steps: of each model mapped so, which is slow on a CPU.
       width_nets: networks of which the cost of one of many is shown.
       widths: numbers of models for which it is.
-      width_steps: of each of the largest number of models; of fewer, so many more that
-        the work is the same, up to a whole training.
+      width_steps: of each of them.
       modes: mappings to compare on `models` of the width_nets.
       memory_limit: bytes that each M may take; all M are there at once.
       engines: of DP-SGD, besides a plain step and ghost clipping.
@@ -55,7 +54,7 @@ class Config:
     naive_steps: int = 1
     width_nets: tuple[str, ...] = ("maxpool",)
     widths: tuple[int, ...] = (4, 256)
-    width_steps: int = 8
+    width_steps: int = 24
     modes: tuple[Mode, ...] = ("shard-map", "shard-vmap", "map", "vmap")
     memory_limit: int = 4 * 10**9
     engines: tuple[str, ...] = ()
@@ -155,21 +154,23 @@ def widths(cfg: Config) -> list[Row]:
     rows = []
     for net in cfg.width_nets:
         work = {"net": net, "size": cfg.size, "memory": cfg.memory_limit}
-        entries = {}
-        for models in cfg.widths:
-            steps = min(EPOCHS * BATCHES, cfg.width_steps * max(cfg.widths) // models)
-            options = work | {"models": models, "steps": steps}
-            entries[str(models)] = Contestant(
-                "ours:shadows", options, units=models * steps
+        work["steps"] = cfg.width_steps
+        entries = {
+            str(models): Contestant(
+                "ours:shadows",
+                work | {"models": models},
+                units=models * cfg.width_steps,
             )
+            for models in cfg.widths
+        }
         place = f"{net}-{cfg.size}"
-        results = contest(entries, min(3, cfg.rounds))
+        results = contest(entries, min(2, cfg.rounds))
         for models, result in results.items():
             name = f"{place}/{models}"
+            rows.append(_ms(f"width_ms/{name}", result))
             hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
             unit = f"models of {EPOCHS} epochs of 1,000 images"
             rows.append(row(f"shadows_per_hour/{name}", hourly, unit))
-            rows.append(_ms(f"shadow_ms/{name}", result))
             rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
         costs = [result.per_unit for result in results.values()][1:] or [1.0]
         spread = max(costs) / min(costs)
@@ -184,7 +185,7 @@ def mappers(cfg: Config) -> list[Row]:
     for net in cfg.width_nets:
         work = {"net": net, "models": cfg.models, "steps": cfg.width_steps}
         work |= {"size": cfg.size, "memory": cfg.memory_limit}
-        entries = {
+        entries: dict[str, Contestant] = {
             mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
             for mode in cfg.modes
         }

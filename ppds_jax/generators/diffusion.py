@@ -67,5 +67,5 @@ class Diffusion(Denoising):
 
 PRESETS = {
     # for all of MNIST on a CPU; accuracy not measured yet
-    "mnist": Diffusion(width=32, patch=4, epochs=3, sampler_steps=8),
+    "mnist": Diffusion(width=32, patch=4, epochs=8),
 }

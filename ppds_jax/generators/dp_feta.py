@@ -140,8 +140,9 @@ PRESETS = {
     # for all of MNIST on a CPU; accuracy not measured yet
     "mnist": DPFeta(
         patch=4,
-        multiplicity=2,
-        epochs=2,
+        multiplicity=1,
+        epochs=4,
+        learning_rate=3e-3,
         average=0.98,
         sampler_steps=8,
         central_rate=0.02,

@@ -125,7 +125,7 @@ class DPGAN:
 
 PRESETS = {
     # for all of MNIST on a CPU; accuracy not measured yet
-    "mnist": DPGAN(width=12, batch_size=128, epochs=4, critic_steps=5),
+    "mnist": DPGAN(width=12, batch_size=64, epochs=6, critic_steps=4),
     # the published number of discriminator steps; awaits an accelerator
     "mnist_published": DPGAN(width=32, batch_size=128, epochs=200, critic_steps=50),
 }

@@ -52,9 +52,10 @@ class DPMerf(Matching):
 PRESETS = {
     "mnist": DPMerf(
         features=2000,
-        lengthscales=(0.1, 0.2, 0.4),
-        num_steps=1000,
-        batch_size=200,
+        lengthscales=(0.4,),
+        width=200,
+        num_steps=2000,
+        batch_size=500,
     ),
 }
 PRESETS["fashion_mnist"] = PRESETS["mnist"]

@@ -112,7 +112,14 @@ _PUBLISHED = DPDM(
 )
 PRESETS = {
     # for all of MNIST on a CPU; accuracy not measured yet
-    "mnist": DPDM(patch=4, multiplicity=2, epochs=2, average=0.98, sampler_steps=8),
+    "mnist": DPDM(
+        patch=4,
+        multiplicity=1,
+        epochs=4,
+        average=0.98,
+        learning_rate=3e-3,
+        sampler_steps=8,
+    ),
     # sizes as published; they await an accelerator
     "mnist_published": _PUBLISHED,
     "fashion_mnist_published": _PUBLISHED,

@@ -134,6 +134,6 @@ class VAE:
 
 PRESETS = {
     # for all images on a CPU; accuracy not measured by the survey yet
-    "mnist": VAE(beta=2.0, epochs=4),
-    "fashion_mnist": VAE(beta=2.0, epochs=3),
+    "mnist": VAE(beta=2.0, epochs=10),
+    "fashion_mnist": VAE(beta=2.0, epochs=10),
 }

@@ -28,6 +28,7 @@ import tyro
 import ppds_jax
 from ppds_jax.devices import Layout, Mode
 from ppds_jax.harness import hosts, signals, words
+from ppds_jax.harness.source import code
 from ppds_jax.types import InputError
 
 
@@ -161,18 +162,6 @@ def _sources(value: Any) -> Iterable[Path]:
             yield Path(inspect.getfile(type(value)))
         for field in dataclasses.fields(value):
             yield from _sources(getattr(value, field.name))
-
-
-def code(*excluded: str) -> str:
-    """A hash of this package's source, without the named sub-packages and files."""
-    root = Path(inspect.getfile(ppds_jax)).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        place = path.relative_to(root)
-        if place.parts[0] not in excluded and place.as_posix() not in excluded:
-            digest.update(place.as_posix().encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def method(text: str, registry: Iterable[type]) -> Any:

@@ -19,6 +19,7 @@ from ppds_jax.attacks.observe import Look, Observation, Questions
 from ppds_jax.devices import Layout
 from ppds_jax.harness import config, hosts
 from ppds_jax.harness.progress import Progress
+from ppds_jax.harness.source import code
 from ppds_jax.harness.store import Store, complete, stack
 from ppds_jax.harness.training import Batch, Trainer
 from ppds_jax.mapping import Mapped, map_shadows
@@ -99,7 +100,7 @@ class Shadows:
         identity = config.identity(
             subject.config,
             (self.seed, self.secret),
-            config.code("attacks", "metrics", "harness"),
+            code("attacks", "metrics", "harness"),
             *arrays,
         )
         return re.sub(r"\W+", "-", subject.name) + "-" + identity
@@ -146,7 +147,7 @@ class Shadows:
     ) -> Observation:
         questions = [np.asarray(x) for x in jax.tree.leaves(self.questions)]
         seen = config.identity(
-            (release, view), subject.attacker, config.code(*_ON_PHI), *questions
+            (release, view), subject.attacker, code(*_ON_PHI), *questions
         )
         path = self.runtime.work_dir / "observed" / self._folder(subject)
         store = Store(path / f"{release}-{seen}")
