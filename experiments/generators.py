@@ -247,7 +247,7 @@ def _compute(cfg: Config, images: Images, here: Run, kept: Path) -> list[Row]:
             took = row["train_seconds"] + row["num_images"] / row["images_per_second"]
             bench.seconds.setdefault((method, cell.epsilon), took)
             rows.append({"method": name, **row})
-            title = name + (f", ε {cell.epsilon:g}" if row["epsilon"] != "inf" else "")
+            title = name + (f", ε {cell.epsilon:g}" if cell.epsilon != FREE else "")
             pictures.setdefault(title, sheet)
     if failed:
         raise FloatingPointError("; ".join(failed))
