@@ -1,14 +1,17 @@
 """The survey of utility, on tiny images: complete, resumable, beside what is known."""
 
 import csv
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import generators as survey
 from ppds_jax.classifiers import CNN, MLP
-from ppds_jax.generators import VAE, ClassMean, Independent, Memoriser
+from ppds_jax.generators import ALL, VAE, ClassMean, Independent, Memoriser
 from ppds_jax.harness import config
 from ppds_jax.harness.utility import PUBLISHED, published, table
 from ppds_jax.types import InputError
@@ -142,3 +145,25 @@ def test_published_numbers_stand_beside_their_method(finished):
 def test_wrong_configs_are_refused_before_any_training(wrong, message, tmp_path):
     with pytest.raises(InputError, match=message):
         survey.run(replace(TINY, **wrong), config.Runtime(work_dir=tmp_path))
+
+
+RESULTS = Path(survey.__file__).parent / "results"
+PROMISED = re.compile(r"(MNIST|Fashion-MNIST)(?:, epsilon (\d+))?: (0\.\d+) ± (0\.\d+)")
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_accuracies_in_docstrings_are_those_of_the_committed_rows(cls):
+    promised = PROMISED.findall(" ".join(cls.__doc__.split()))
+    assert promised or cls in (Memoriser, Independent)
+    for data, budget, accuracy, tolerance in promised:
+        file = RESULTS / f"generators_{data.lower().replace('-', '_')}.csv"
+        with file.open(newline="") as lines:
+            found = [
+                float(row["accuracy/CNN"])
+                for row in csv.DictReader(lines)
+                if row["method"].split("(")[0] == cls.__name__
+                and float(row["budget"]) == float(budget or "inf")
+            ]
+        assert found
+        assert float(np.mean(found)) == pytest.approx(float(accuracy), abs=6e-4)
+        assert np.abs(np.array(found) - float(accuracy)).max() <= float(tolerance)
