@@ -12,7 +12,7 @@ from ppds_jax.harness.run import Row
 PANELS = {
     "shadow_ms": "shadow models: ms a model and step",
     "dp_examples": "DP-SGD: examples a second",
-    "width_ms": "of so many shadow models: ms a model and step",
+    "width_ms": "each of M shadow models: ms a step",
     "mapper_ms": "ways to map: ms a model and step",
 }
 

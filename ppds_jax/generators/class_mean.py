@@ -19,6 +19,11 @@ class ClassMean:
     **Privacy:** zero-out. The sum over the images x_i of clip(x_i, C) (x) e_{y_i} has
     sensitivity C; divided by the public number of images it is the released mean.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
+    0.772 ± 0.02 in 1 s; MNIST, epsilon 10: 0.768 ± 0.02 in 1 s. By `python -m
+    experiments.generators small --data mnist.npz --methods ClassMean`, see
+    `experiments/results/`.
+
     Attributes:
       clip_norm: C as a share of the largest norm possible, sqrt(h w c).
       spread: standard deviation of the noise on each sampled pixel.

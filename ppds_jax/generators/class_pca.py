@@ -36,6 +36,11 @@ class ClassPCA:
     moves the three sums by C (and its class's count), R^2 and R^2 at most. Three
     Gaussian releases with the same noise multiplier.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
+    0.886 ± 0.02 in 3 s; MNIST, epsilon 10: 0.912 ± 0.02 in 3 s; Fashion-MNIST, epsilon
+    1: 0.762 ± 0.02 in 1 s. By `python -m experiments.generators small --data mnist.npz
+    --methods ClassPCA`, see `experiments/results/`.
+
     **References:** Dwork, Talwar, Thakurta and Zhang, Analyze Gauss: Optimal Bounds for
     Privacy-Preserving Principal Component Analysis, 2014 (the second release).
 

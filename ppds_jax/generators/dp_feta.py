@@ -32,6 +32,10 @@ class DPFeta(DPDM):
     images and those of DP-SGD, composed. Sums are divided by the nominal number of
     images of a class, never by how many were drawn.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
+    0.695 ± 0.06 in 3 min. By `python -m experiments.generators small --data mnist.npz
+    --methods DPFeta`, see `experiments/results/`.
+
     **References:** Li, Gong, Li, Zhao, Hou and Wang, From Easy to Hard: Building a
     Shortcut for Differentially Private Image Synthesis, 2025, arXiv 2504.01395.
 
@@ -137,7 +141,7 @@ _PUBLISHED = DPFeta(  # the sizes of DPDM, as in `ppds_jax.generators.dpdm`
     pretrain_steps=2000,
 )
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": DPFeta(
         patch=4,
         multiplicity=1,

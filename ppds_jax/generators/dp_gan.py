@@ -25,6 +25,10 @@ class DPGAN:
     together keep within the budget. The generator learns from the discriminator alone:
     post-processing. Both may be published.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
+    0.491 ± 0.1 in 3 min. By `python -m experiments.generators small --data mnist.npz
+    --methods DPGAN`, see `experiments/results/`.
+
     **References:** Xie, Lin, Wang, Wang and Zhou, Differentially Private Generative
     Adversarial Network, 2018, arXiv 1802.06739; Bie, Kamath and Zhang, Private GANs,
     Revisited, 2023, arXiv 2302.02936 (many discriminator steps).
@@ -124,7 +128,7 @@ class DPGAN:
 
 
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": DPGAN(width=12, batch_size=64, epochs=6, critic_steps=4),
     # the published number of discriminator steps; awaits an accelerator
     "mnist_published": DPGAN(width=32, batch_size=128, epochs=200, critic_steps=50),

@@ -24,8 +24,12 @@ class DPKip:
 
     Sampling draws one of the images, with public noise on its pixels.
 
-    **Privacy:** DP-SGD under add-or-remove-one. S begins as random noise: beginning
-    from private images, a default of published code, would release them.
+    **Privacy:** DP-SGD under add-or-remove-one. S begins as faint noise: beginning from
+    private images, a default of published code, would release them.
+
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
+    0.691 ± 0.02 in 4 min. By `python -m experiments.generators small --data mnist.npz
+    --methods DPKip`, see `experiments/results/`.
 
     **References:** Vinaroz and Park, Differentially Private Kernel Inducing Points
     using features from ScatterNets (DP-KIP-ScatterNet) for Privacy Preserving Data
@@ -84,7 +88,8 @@ class DPKip:
 
         def init(key, data, public, start=None):
             del data  # no private access: the first images are random
-            images = jax.random.uniform(key, (classes.size, pixels))
+            # faint: what noise the kernel does not see stays, and classifiers see it
+            images = 0.1 * jax.random.uniform(key, (classes.size, pixels))
             images = images if start is None else start.params
             return begin(optimizer, images, private.init(images))
 

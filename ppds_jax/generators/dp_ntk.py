@@ -22,6 +22,11 @@ class DPNTK(Matching):
     Gaussian release (see `generators.matching`). The network is public, drawn without
     the data.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
+    0.888 ± 0.02 in 2 min; MNIST, epsilon 10: 0.886 ± 0.02 in 2 min; Fashion-MNIST,
+    epsilon 1: 0.774 ± 0.02 in 2 min. By `python -m experiments.generators small --data
+    mnist.npz --methods DPNTK`, see `experiments/results/`.
+
     **References:** Yang, Adamczewski, Sutherland, Li and Park, Differentially Private
     Neural Tangent Kernels (DP-NTK) for Privacy-Preserving Data Generation, 2023, arXiv
     2303.01687.

@@ -20,6 +20,11 @@ class DPVAE:
     **Privacy:** DP-SGD under add-or-remove-one, on encoder and decoder together; the
     noise is calibrated so that all steps together keep within the budget.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
+    0.288 ± 0.06 in 32 s; MNIST, epsilon 10: 0.347 ± 0.06 in 33 s. By `python -m
+    experiments.generators small --data mnist.npz --methods DPVAE`, see
+    `experiments/results/`.
+
     **References:** Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv
     1312.6114; Abadi et al., Deep Learning with Differential Privacy, 2016, arXiv
     1607.00133.
@@ -93,6 +98,6 @@ class DPVAE:
 
 
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": DPVAE(batch_size=128, epochs=2),
 }

@@ -22,6 +22,10 @@ class DPDM(Denoising):
     steps together keep within the budget. The moving average is computed from released
     parameters.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
+    0.240 ± 0.1 in 3 min. By `python -m experiments.generators small --data mnist.npz
+    --methods DPDM`, see `experiments/results/`.
+
     **References:** Dockhorn, Cao, Vahdat and Kreis, Differentially Private Diffusion
     Models, 2023, arXiv 2210.09929.
 
@@ -111,7 +115,7 @@ _PUBLISHED = DPDM(
     sampler_steps=18,
 )
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": DPDM(
         patch=4,
         multiplicity=1,

@@ -30,6 +30,10 @@ class FlowMatching(Conditional):
 
     **Privacy:** none.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST: 0.962 ± 0.02
+    in 11 min. By `python -m experiments.generators small --data mnist.npz --methods
+    FlowMatching`, see `experiments/results/`.
+
     **References:** Lipman, Chen, Ben-Hamu, Nickel and Le, Flow Matching for Generative
     Modeling, 2023, arXiv 2210.02747, with sigma_min = 0.
 
@@ -123,6 +127,6 @@ class FlowMatching(Conditional):
 
 
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": FlowMatching(width=32, patch=4, epochs=12),
 }

@@ -109,6 +109,10 @@ class GAN:
 
     **Privacy:** none.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST: 0.932 ± 0.03
+    in 2 min. By `python -m experiments.generators small --data mnist.npz --methods
+    GAN`, see `experiments/results/`.
+
     **References:** Goodfellow et al., Generative Adversarial Networks, 2014, arXiv
     1406.2661; Mescheder, Geiger and Nowozin, Which Training Methods for GANs do
     actually Converge?, 2018, arXiv 1801.04406 (R1); Hayes et al., LOGAN, 2019, arXiv
@@ -196,6 +200,6 @@ class GAN:
 
 
 PRESETS = {
-    # for all of MNIST on a CPU; accuracy not measured yet
+    # for all of MNIST on a CPU: chosen by looking at accuracies
     "mnist": GAN(epochs=2),
 }

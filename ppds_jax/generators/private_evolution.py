@@ -33,6 +33,11 @@ class PrivateEvolution:
     of sensitivity 1, whatever the number of candidates and of classes. The simulator
     and the embedding are public.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
+    0.872 ± 0.02 in 16 s; MNIST, epsilon 10: 0.895 ± 0.02 in 24 s. By `python -m
+    experiments.generators small --data mnist.npz --methods PrivateEvolution`, see
+    `experiments/results/`.
+
     **References:** Lin, Gopi, Kulkarni, Nori and Yekhanin, Differentially Private
     Synthetic Data via Foundation Model APIs 1: Images, 2024, arXiv 2305.15560,
     algorithms 1 and 2. Lin, Baltrusaitis and Yekhanin, Differentially Private Synthetic

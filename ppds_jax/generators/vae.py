@@ -79,6 +79,10 @@ class VAE:
 
     **Privacy:** none.
 
+    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST: 0.940 ± 0.02
+    in 3 min; Fashion-MNIST: 0.688 ± 0.02 in 3 min. By `python -m experiments.generators
+    small --data mnist.npz --methods VAE`, see `experiments/results/`.
+
     **References:** Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv
     1312.6114; Sohn, Lee and Yan, Learning Structured Output Representation using Deep
     Conditional Generative Models, 2015.
@@ -133,7 +137,7 @@ class VAE:
 
 
 PRESETS = {
-    # for all images on a CPU; accuracy not measured by the survey yet
+    # for all images on a CPU, by looking at accuracies
     "mnist": VAE(beta=2.0, epochs=10),
     "fashion_mnist": VAE(beta=2.0, epochs=10),
 }
