@@ -52,15 +52,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "full": (
         "the whole table",
         Config(
-            parts=(
-                "shadows",
-                "widths",
-                "mappers",
-                "private",
-                "score",
-                "methods",
-                "start",
-            ),
+            parts=tuple(PARTS),
             widths=(1, 4, 16, 64, 256),
             width_nets=("maxpool", "stride", "mlp"),
             naive=("vmap", "loop", "scan"),
@@ -76,15 +68,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "tiny": (
         "shows that everything runs",
         Config(
-            parts=(
-                "shadows",
-                "widths",
-                "mappers",
-                "private",
-                "score",
-                "methods",
-                "start",
-            ),
+            parts=tuple(PARTS),
             models=2,
             steps=1,
             widths=(2, 4),
