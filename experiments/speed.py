@@ -48,7 +48,10 @@ GPU = Config(
     rounds=3,
 )
 PRESETS: dict[str, tuple[str, Config]] = {
-    "smoke": ("every headline ratio, a few minutes on 2 cores", Config()),
+    "smoke": (
+        "every headline ratio, a few minutes on 2 cores",
+        Config(steps=8, rounds=5),
+    ),
     "full": (
         "the whole table",
         Config(

@@ -4,8 +4,8 @@ XLA:CPU has a fast kernel for one layout only (NHWC images, HWIO kernels). Gradi
 of a convolution come in other layouts, which XLA puts right outside a loop but not
 inside `lax.scan` or `lax.map`, where they fall back to a naive kernel, many times
 slower. `canonical` re-writes any traced function so that only the fast layout is left,
-and a layer with few input channels (an image) becomes a matrix product; `im2col` and
-`max_pool` are forms whose gradients have no such trouble at all.
+a layer with few input channels (an image) becomes a matrix product, and products are
+in the one form that is fast; `im2col` and `max_pool` have no such trouble at all.
 """
 
 import math
@@ -31,7 +31,8 @@ def canonical(fn: Callable) -> Callable:
     (1, 3, 5, 5)
     """
 
-    return reinterpret(fn, {"conv_general_dilated": _convolution})
+    rules = {"conv_general_dilated": _convolution, "dot_general": _product}
+    return reinterpret(fn, rules)
 
 
 FEW = 32  # weights of one output of a layer that is faster as a matrix product
@@ -57,6 +58,26 @@ def _convolution(eqn, inputs: list) -> list:
         result = eqn.primitive.bind(image, kernel, dimension_numbers=nhwc, **params)
     order = (out[0], *out[2:], out[1])
     return [result.transpose(tuple(order.index(i) for i in range(result.ndim)))]
+
+
+def _product(eqn, inputs: list) -> list:
+    """A gradient by a kernel, its first factor contracted at the end.
+
+    XLA:CPU's fast matrix product does no other; its slow one takes up to four times
+    as long.
+    """
+    left, right = inputs
+    (axes, others), batched = eqn.params["dimension_numbers"]
+    first = tuple(range(len(axes)))
+    if len(axes) < 2 or (axes, others) != (first, first) or batched != ((), ()):
+        return [eqn.primitive.bind(left, right, **eqn.params)]
+    free = left.ndim - len(axes)
+    left = left.transpose((*range(len(axes), left.ndim), *first))
+    last = tuple(range(free, left.ndim))
+    params = eqn.params | {"dimension_numbers": ((last, first), batched)}
+    # barriers, or the compiler undoes both transpositions
+    result = eqn.primitive.bind(lax.optimization_barrier(left), right, **params)
+    return [lax.optimization_barrier(result)]
 
 
 def _is_plain(params) -> bool:
@@ -97,28 +118,25 @@ def patches(
     padding: str | Sequence[tuple[int, int]],
 ) -> jax.Array:
     """What each place of a convolution sees: [n h w c] -> [n h' w' kh*kw*c]."""
-    kh, kw = window
+    (kh, kw), (sh, sw) = window, strides
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image.shape[1:3], (kh, kw), strides, padding)
-    image = jnp.pad(image, ((0, 0), *padding, (0, 0)))
     n, height, width, channels = image.shape
-    rows = (height - kh) // strides[0] + 1
-    columns = (width - kw) // strides[1] + 1
-    seen = [
-        lax.slice(
-            image,
-            (0, i, j, 0),
-            (
-                n,
-                i + (rows - 1) * strides[0] + 1,
-                j + (columns - 1) * strides[1] + 1,
-                channels,
-            ),
-            (1, *strides, 1),
-        )
-        for i in range(kh)
-        for j in range(kw)
-    ]
+    rows = (height + sum(padding[0]) - kh) // sh + 1
+    columns = (width + sum(padding[1]) - kw) // sw + 1
+    # whole strides of pixels, so that neighbours in a row are taken at once
+    tall, wide = -(-kh // sh) + rows - 1, -(-kw // sw) + columns - 1
+    (top, _), (left, _) = padding
+    below, right = tall * sh - height - top, wide * sw - width - left
+    edges = (0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)
+    image = lax.pad(image, jnp.zeros((), image.dtype), edges)
+    image = image.reshape(n, tall, sh, wide, sw * channels)
+    seen = []
+    for i in range(kh):
+        for j in range(0, kw, sw):
+            row, column = i // sh, j // sw
+            piece = image[:, row : row + rows, i % sh, column : column + columns]
+            seen.append(piece[..., : min(sw, kw - j) * channels])
     return jnp.concatenate(seen, axis=-1)
 
 

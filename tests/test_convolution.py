@@ -80,3 +80,20 @@ def test_only_the_fast_layout_is_left_in_the_program():
     fast = {"b01f_01io->b01f"}
     assert layouts(canonical(scan(step)), KERNEL) == fast
     assert layouts(scan(step), KERNEL) - fast, "the plain loop has slow ones to cure"
+
+
+def test_gradients_by_kernels_are_products_that_a_cpu_has_a_fast_kernel_for():
+    def step(kernel):
+        loss = lambda w: jnp.sum(jnp.sin(im2col(IMAGE, w, (2, 2), "SAME")))
+        return jax.grad(loss)(kernel)
+
+    def contracted(fn):
+        """Of the first factors with several contracted axes: how many, which."""
+        text = jax.jit(fn).lower(KERNEL).as_text("hlo")
+        lines = [x for x in text.splitlines() if "lhs_contracting_dims={" in x]
+        found = [x.split("lhs_contracting_dims={")[1].split("}")[0] for x in lines]
+        return [axes for axes in found if "," in axes]
+
+    assert contracted(step) == ["0,1,2"], "there is nothing to cure"
+    assert contracted(canonical(step)) == ["1,2,3"]
+    chex_close(jax.jit(canonical(step))(KERNEL), step(KERNEL))

@@ -11,12 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from experiments.bench.contest import Contestant, Result, contest, ratio
 from experiments.bench.scoring import Scoring, row, score_seconds
 from ppds_jax.devices import Mode
 from ppds_jax.harness.run import Row
+from ppds_jax.privacy.engines import Engine
+
+Net = Literal["maxpool", "stride", "mlp", "wrn16-4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +48,19 @@ class Config:
     """
 
     parts: tuple[str, ...] = ("shadows", "private", "score")
-    nets: tuple[str, ...] = ("maxpool", "stride", "mlp")
-    size: str = "mnist"
+    nets: tuple[Net, ...] = ("maxpool", "stride", "mlp")
+    size: Literal["mnist", "cifar"] = "mnist"
     models: int = 16
     steps: int = 16
     compiled: bool = False
-    naive: tuple[str, ...] = ("vmap",)
+    naive: tuple[Literal["vmap", "loop", "scan"], ...] = ("vmap",)
     naive_steps: int = 1
-    width_nets: tuple[str, ...] = ("maxpool",)
+    width_nets: tuple[Net, ...] = ("maxpool",)
     widths: tuple[int, ...] = (4, 256)
     width_steps: int = 24
     modes: tuple[Mode, ...] = ("shard-map", "shard-vmap", "map", "vmap")
     memory_limit: int = 4 * 10**9
-    engines: tuple[str, ...] = ()
+    engines: tuple[Engine, ...] = ()
     private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
     rounds: int = 3
