@@ -186,7 +186,8 @@ def mappers(cfg: Config) -> list[Row]:
     """Which way to map is the fastest for each network: why the default is."""
     rows, units = [], cfg.models * cfg.width_steps
     for net in cfg.width_nets:
-        work = {"net": net, "models": cfg.models, "steps": cfg.width_steps}
+        work: dict[str, Any] = {"net": net, "models": cfg.models}
+        work |= {"steps": cfg.width_steps}
         work |= {"size": cfg.size, "memory": cfg.memory_limit}
         entries: dict[str, Contestant] = {
             mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
