@@ -12,7 +12,8 @@ took to make, and published numbers where there are some. MNIST and Fashion-MNIS
 
 `--methods DPMerf ClassMean` restricts it. Each combination of method, epsilon and seed
 is kept as soon as it is done, whatever else was asked for with it: a command that was
-killed goes on, and two with different `--seeds` share the work between two cores.
+killed goes on. As many are under way as there are devices, on a CPU one on each core;
+their seconds are those of a busy machine.
 
 What to expect: images of the memoriser, which are the private ones, train a network to
 nearly what all real ones do (20,000 of MNIST: 0.975, within 0.01); those of the
@@ -25,23 +26,17 @@ defaults. Presets were chosen by looking at accuracies; epsilon does not cover t
 import inspect
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppds_jax import devices
-from ppds_jax.classifiers import ALL as CLASSIFIERS
 from ppds_jax.classifiers import CNN, MLP
-from ppds_jax.data.batches import decode, in_blocks
 from ppds_jax.data.load import Images, load
-from ppds_jax.fit import fit, fit_chunks
+from ppds_jax.fit import fit
 from ppds_jax.generators import (
     ALL,
     ClassMean,
@@ -52,67 +47,39 @@ from ppds_jax.generators import (
 )
 from ppds_jax.harness import config
 from ppds_jax.harness.plots import sample_grids, ten_of_each
-from ppds_jax.harness.progress import progress
-from ppds_jax.harness.run import Row, Run, environment
+from ppds_jax.harness.run import Row, Run
 from ppds_jax.harness.source import code, code_of
 from ppds_jax.harness.store import replacing, write_json
+from ppds_jax.harness.trials import FREE, Bench, Cell, Judging
 from ppds_jax.harness.utility import accuracies, table
-from ppds_jax.metrics.fidelity import EXTRACTORS, features, frechet, precision_recall
-from ppds_jax.pipeline import as_dataset, check_generator
-from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon, promises
-from ppds_jax.privacy.keys import noted
+from ppds_jax.metrics.fidelity import EXTRACTORS, frechet
+from ppds_jax.pipeline import check_generator
+from ppds_jax.privacy.accounting import check_budget, promises
 from ppds_jax.sampling.balanced import Balanced
-from ppds_jax.types import (
-    Budget,
-    Classifier,
-    Dataset,
-    DataSpec,
-    Generator,
-    InputError,
-    Synthetic,
-)
-
-FREE = float("inf")
-CHUNKS = 50  # looks of the progress bar at one training, at most
+from ppds_jax.types import Budget, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """What is compared.
+class Config(Judging):
+    """What is compared, besides what `Judging` says.
 
     Attributes:
-      data: a data set (see `ppds_jax.data.load`); all its training images are used.
       methods: DPMerf, VAE(epochs=5), my_file.py:MyGenerator ... One that is given by
         its name alone takes its preset for the data set.
       epsilons: budgets of each private method; others are run once.
-      delta: of the budget.
       seeds: one run of each method and epsilon with each.
       patience: seconds; a method that took longer to train and draw with the first seed
         gets no other.
-      classifiers: trained on the synthetic images, the same for all methods.
-      num_images: synthetic images; None: as many as there are private ones.
-      num_compared: of them and of the test images, for the measures of fidelity.
-      extractor: of the features on which these are computed.
       preset: ending of the names of presets that go before the others: "published" for
         those with a paper's sizes, where a method has them.
     """
 
-    data: str
     methods: Annotated[tuple[Any, ...], config.methods_from(ALL)] = tuple(
         cls() for cls in ALL
     )
     epsilons: tuple[float, ...] = (FREE, 10.0, 1.0)
-    delta: float = 1e-5
     seeds: tuple[int, ...] = (0, 1, 2)
     patience: float = 300.0
-    classifiers: Annotated[tuple[Any, ...], config.methods_from(CLASSIFIERS)] = (
-        CNN(epochs=3),
-        MLP(epochs=3),
-        MLP(hidden=(), epochs=3),
-    )
-    num_images: int | None = None
-    num_compared: int = 5000
-    extractor: str = "scattering"
     preset: str = ""
 
 
@@ -158,22 +125,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
 }
-
-
-class Cell(NamedTuple):
-    """One run: a method under a budget with a seed."""
-
-    method: Any
-    epsilon: float
-    seed: int
-
-
-class Drawn(NamedTuple):
-    """What a fitted generator gave, and what that took."""
-
-    images: Synthetic
-    train_seconds: float
-    images_per_second: float
 
 
 def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
@@ -225,36 +176,73 @@ def _checked(cfg: Config) -> Images:
     return load(cfg.data)
 
 
+class Group(NamedTuple):
+    """All seeds of a method under a budget: what one device does in turn."""
+
+    name: str
+    method: Any
+    epsilon: float
+    stamp: tuple[str, ...]  # of the code and the data that its results depend on
+
+
+class Found(NamedTuple):
+    """What a group gave: rows, ten images of each class for each, what went wrong."""
+
+    rows: list[Row]
+    sheets: list[np.ndarray]
+    failed: list[str]
+
+
 def _compute(cfg: Config, images: Images, here: Run, kept: Path) -> list[Row]:
     bench = Bench(cfg, images)
     methods = [preset(method, cfg) for method in cfg.methods]
     here.start()
+    parts = [fit, load, Balanced, frechet, check_generator, *map(type, cfg.classifiers)]
+    stamp = inspect.getsource(Bench), config.identity(*images[1:5])
+    groups = [
+        Group(name, method, value, (code_of(type(method), *parts), *stamp))
+        for name, method in zip(config.names(methods), methods, strict=True)
+        for value in _budgets(cfg, bench, method)
+    ]
+    work = lambda group: _group(cfg, bench, group, kept)
+    found = devices.side_by_side(work, groups)
+    if failed := [text for one in found for text in one.failed]:
+        raise FloatingPointError("; ".join(failed))
     flat = images.x_train, images.y_train
     pictures = {"private images": ten_of_each(*flat, images.num_classes)}
-    rows, failed = [], []
-    stamp = inspect.getsource(Bench), config.identity(*images[1:5])
-    parts = [fit, load, Balanced, frechet, check_generator, *map(type, cfg.classifiers)]
-    names = config.names(methods)
-    for name, method in zip(names, methods, strict=True):
-        for cell in _cells(cfg, bench, method):
-            made_by = code_of(type(method), *parts)
-            place = kept / config.identity(cell, bench.settings, made_by, *stamp)
-            try:
-                row, sheet = _served(place, lambda cell=cell: bench.row(cell))
-            except FloatingPointError as error:
-                failed.append(f"{name}, epsilon {cell.epsilon}: {error}")
-                continue
-            took = row["train_seconds"] + row["num_images"] / row["images_per_second"]
-            bench.seconds.setdefault((method, cell.epsilon), took)
-            rows.append({"method": name, **row})
-            title = name + (f", ε {cell.epsilon:g}" if cell.epsilon != FREE else "")
-            pictures.setdefault(title, sheet)
-    if failed:
-        raise FloatingPointError("; ".join(failed))
+    for group, one in zip(groups, found, strict=True):
+        end = f", ε {group.epsilon:g}" if group.epsilon != FREE else ""
+        pictures[group.name + end] = one.sheets[0]
     with replacing(here.path / "samples.png") as file:
         file.write(sample_grids(pictures))
+    rows = [row for one in found for row in one.rows]
     here.finish(rows)
     return rows
+
+
+def _budgets(cfg: Config, bench: Bench, method: Any) -> tuple[float, ...]:
+    """Those that make a difference to a method."""
+    return cfg.epsilons if promises(bench.made(method, 10.0).guarantee) else (FREE,)
+
+
+def _group(cfg: Config, bench: Bench, group: Group, kept: Path) -> Found:
+    """One seed after the other; a single one where that took long."""
+    name, method, value, stamp = group
+    found = Found([], [], [])
+    for seed in cfg.seeds:
+        cell = Cell(method, value, seed)
+        place = kept / config.identity(cell, bench.settings, *stamp)
+        try:
+            row, sheet = _served(place, lambda cell=cell: bench.row(cell))
+        except FloatingPointError as error:
+            found.failed.append(f"{name}, epsilon {value}: {error}")
+            continue
+        found.rows.append({"method": name, **row})
+        found.sheets.append(sheet)
+        took = row["train_seconds"] + row["num_images"] / row["images_per_second"]
+        if took > cfg.patience:
+            break
+    return found
 
 
 def preset(method: Any, cfg: Config) -> Any:
@@ -267,15 +255,6 @@ def preset(method: Any, cfg: Config) -> Any:
     return method
 
 
-def _cells(cfg: Config, bench: "Bench", method: Any) -> Iterator[Cell]:
-    """All runs of a method: once for each epsilon where that makes a difference."""
-    private = promises(bench.made(method, 10.0).guarantee)
-    for value in cfg.epsilons if private else (FREE,):
-        for seed in cfg.seeds:
-            if bench.seconds.get((method, value), 0) <= cfg.patience:
-                yield Cell(method, value, seed)
-
-
 def _served(place: Path, compute: Callable) -> tuple[Row, np.ndarray]:
     """A cell's row and its ten images of each class, from disk if it is done."""
     done = place.with_suffix(".json")
@@ -286,121 +265,6 @@ def _served(place: Path, compute: Callable) -> tuple[Row, np.ndarray]:
         write_json(done, row)
     with np.load(place.with_suffix(".npz")) as file:
         return json.loads(done.read_text()), file["sheet"]
-
-
-class Bench:
-    """What all cells share: the data, and programs that are compiled once."""
-
-    def __init__(self, cfg: Config, images: Images):
-        self.cfg, self.images = cfg, images
-        shape, count = images.x_train.shape[1:], len(images.x_train)
-        self.spec = DataSpec(shape, images.num_classes, count)
-        self.num_images = cfg.num_images or count
-        member = jnp.ones(count, bool)
-        self.data = Dataset(
-            jnp.asarray(images.x_train), jnp.asarray(images.y_train), member
-        )
-        compared = cfg.num_compared, cfg.extractor
-        self.settings = cfg.delta, cfg.classifiers, self.num_images, compared
-        self.seconds: dict[tuple[Any, float], float] = {}
-        self._programs = [self._program(c) for c in cfg.classifiers]
-
-    def made(self, method: Any, value: float) -> Generator:
-        return method.make(self.spec, Budget(value, self.cfg.delta))
-
-    def row(self, cell: Cell) -> tuple[Row, np.ndarray]:
-        """Fits, draws and measures one cell."""
-        cfg, name = self.cfg, config.describe(cell.method)
-        generator = self.made(cell.method, cell.epsilon)
-        check_generator(name, generator, self.spec)
-        drawn = self._drawn(f"{name}, epsilon {cell.epsilon:g}", generator, cell.seed)
-        guarantee = noted(generator.guarantee, secret=False)
-        private = promises(guarantee)
-        key = jax.random.fold_in(jax.random.key(cell.seed), 2)
-        row = {
-            "config": name,
-            "data": Path(cfg.data).name,
-            "epsilon": config.as_json(epsilon(guarantee, cfg.delta)),
-            "budget": config.as_json(cell.epsilon),
-            "delta": cfg.delta,
-            "neighbours": NAMES[guarantee.neighbours] if private else "",
-            "notes": "; ".join(guarantee.notes),
-            "seed": cell.seed,
-            "num_private": self.spec.num_members,
-            "num_images": self.num_images,
-        }
-        families = config.names(cfg.classifiers)
-        for family, program in zip(families, self._programs, strict=True):
-            right = program(key, as_dataset(drawn.images))
-            row[f"accuracy/{family}"] = float(right)
-        row |= self._fidelity(np.asarray(drawn.images.image))
-        place = environment()
-        row |= {
-            "train_seconds": float(f"{drawn.train_seconds:.3g}"),
-            "images_per_second": float(f"{drawn.images_per_second:.3g}"),
-            "device": "{num_devices} x {devices[0]}, {cores} cores".format(**place),
-        }
-        image, label = np.asarray(drawn.images.image), np.asarray(drawn.images.label)
-        return row, ten_of_each(image, label, self.spec.num_classes)
-
-    def _drawn(self, name: str, generator: Generator, seed: int) -> Drawn:
-        fit_key, draw_key = jax.random.split(jax.random.key(seed))
-        start = time.perf_counter()
-        chunk = min(max(generator.num_steps // CHUNKS, 1), 100)
-        with progress(generator.num_steps, name) as advance:
-            done = 0
-
-            def callback(step, state, info):
-                nonlocal done
-                advance(step - done)
-                done = step
-
-            state = fit_chunks(
-                fit_key, generator, self.data, chunk=chunk, callback=callback
-            )
-        jax.block_until_ready(state)
-        trained = time.perf_counter() - start
-        sampler = Balanced(num_images=self.num_images).make(self.spec)
-
-        def draw(key, state, public):
-            return sampler.draw(key, generator._replace(public=public), state, None)
-
-        args = draw_key, state, generator.public
-        program = jax.jit(draw).lower(*args).compile()
-        start = time.perf_counter()
-        images = jax.block_until_ready(program(*args))
-        return Drawn(images, trained, self.num_images / (time.perf_counter() - start))
-
-    def _program(self, config: Any) -> Callable:
-        """(key, synthetic images) -> accuracy on real test images, compiled."""
-        spec = replace(self.spec, num_members=self.num_images)
-        classifier: Classifier = config.make(spec, Budget(FREE, self.cfg.delta))
-        test, label = jnp.asarray(self.images.x_test), jnp.asarray(self.images.y_test)
-
-        def accuracy(key, data):
-            state, _ = fit(key, classifier, data)
-            logits = lambda block: classifier.logits(state, decode(block))
-            guess = in_blocks(logits, test, size=200).argmax(-1)
-            return (guess == label).mean(dtype=jnp.float32)
-
-        return jax.jit(accuracy)
-
-    @cached_property
-    def _real(self) -> np.ndarray:
-        test = self.images.x_test[: self.cfg.num_compared]
-        return features(self.cfg.extractor, test)
-
-    def _fidelity(self, image: np.ndarray) -> Row:
-        name = self.cfg.extractor
-        count = min(len(self._real), len(image))
-        seen = features(name, image[:count])
-        precision, recall = precision_recall(self._real[:count], seen)
-        return {
-            "num_compared": count,
-            f"frechet/{name}": frechet(self._real[:count], seen),
-            "precision": precision,
-            "recall": recall,
-        }
 
 
 if __name__ == "__main__":

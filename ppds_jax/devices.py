@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from queue import SimpleQueue
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -16,6 +18,8 @@ from ppds_jax.convolution import canonical
 from ppds_jax.types import InputError
 
 Mode = Literal["auto", "map", "vmap", "shard-map", "shard-vmap"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 SHADOW_AXIS, DATA_AXIS = "shadow", "data"
 BETWEEN_SAVES = 64  # models in one vmap on a device, where nothing else bounds them
 
@@ -99,6 +103,31 @@ def data_mesh(count: int | None = None) -> Iterator[Mesh]:
     mesh = Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         yield mesh
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work` of each item, as many at once as there are devices, each on one of them.
+
+    Host code, in threads: for work of which each part is a program of its own. What
+    one raises is raised as soon as those under way have ended; no other is begun.
+    """
+    free: SimpleQueue[jax.Device] = SimpleQueue()
+    for device in jax.local_devices():
+        free.put(device)
+
+    def on_one(item: Item) -> Result:
+        device = free.get()
+        try:
+            with jax.default_device(device):
+                return work(item)
+        finally:
+            free.put(device)
+
+    pool = ThreadPoolExecutor(jax.local_device_count())
+    try:
+        return list(pool.map(on_one, items))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def default_mode() -> Mode:

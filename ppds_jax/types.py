@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from jaxtyping import Key as _Key
 
 if TYPE_CHECKING:
-    from ppds_jax.privacy.accounting import DpEvent, Neighbours
+    from ppds_jax.privacy.accounting import Event, Neighbours
 
 PyTree = Any
 Key = _Key[Array, ""]  # one typed key, as jax.random.key makes it
@@ -103,12 +103,13 @@ class Guarantee:
     """What a mechanism reveals, as data beside it; never traced.
 
     Attributes:
-      event: the composition of mechanisms run, in dp_accounting's terms.
+      event: the composition of mechanisms run, in dp_accounting's terms, or that it
+        needs no accountant (`accounting.Known`).
       neighbours: the relation between data sets under which the event holds.
       notes: what a reader of the epsilon must know besides; printed with every row.
     """
 
-    event: "DpEvent"
+    event: "Event"
     neighbours: "Neighbours"
     notes: tuple[str, ...] = ()
 

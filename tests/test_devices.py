@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,31 @@ def test_one_row_that_does_not_fit_is_not_hidden():
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
         map_shadows(fails, "map")(1.0, jnp.ones(1))
+
+
+def test_work_side_by_side_has_a_device_each_and_keeps_its_order():
+    meet = threading.Barrier(4, timeout=60)  # passed by four at once only
+
+    def work(item):
+        meet.wait()
+        return item, jax.jit(jnp.sin)(1.0).device
+
+    found = devices.side_by_side(work, range(8))
+    assert [item for item, _ in found] == list(range(8))
+    for four in (found[:4], found[4:]):
+        assert {device for _, device in four} == set(jax.local_devices())
+
+
+def test_nothing_is_begun_after_a_failure():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        raise InputError(f"item {item}")
+
+    with pytest.raises(InputError, match="item"):
+        devices.side_by_side(work, range(100))
+    assert len(begun) < 100
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from jaxtyping import Array, Float, Int32
-from matplotlib.ft2font import FT2Font
-from scipy import ndimage
 
 from ppds_jax.types import DataSpec, Generator, InputError, Key, PyTree
 
@@ -137,6 +134,9 @@ class Fonts:
 @cache
 def _glyphs(characters: str) -> np.ndarray:
     """Distances to the outline [k SIDE SIDE], negative inside, for all fonts."""
+    import matplotlib  # here, and scipy below: they take a while, and few need them
+    from matplotlib.ft2font import FT2Font
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fields = []
     for font in FONTS:
@@ -152,6 +152,8 @@ def _glyphs(characters: str) -> np.ndarray:
 
 def _field(ink: np.ndarray) -> np.ndarray:
     """The distance field of a glyph, centred by mass in a square that it fills."""
+    from scipy import ndimage
+
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     unit = max(ink.shape) / FILL  # the square's side in pixels

@@ -1,27 +1,44 @@
 """Guarantees: how they are made, composed, and turned into an epsilon. Host, float64.
 
-Only this file imports dp_accounting. Epsilons are those of its privacy-loss-
-distribution accountant, whose discretised losses are rounded up: never too small.
+Only this file imports dp_accounting, and only where something private is made: its
+import takes two seconds. Epsilons are those of its privacy-loss-distribution
+accountant, whose discretised losses are rounded up: never too small.
 """
 
+import enum
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from ppds_jax.types import Budget, Guarantee, InputError
 
-DpEvent: TypeAlias = dp_accounting.DpEvent
-Neighbours: TypeAlias = dp_accounting.NeighboringRelation
+if TYPE_CHECKING:
+    import dp_accounting
+
+
+class Known(enum.Enum):
+    """Events whose epsilon is known without an accountant."""
+
+    NON_PRIVATE = math.inf
+    DATA_FREE = 0.0
+
+
+class Neighbours(enum.Enum):
+    """Relations between data sets, by dp_accounting's names, and what we call them."""
+
+    ADD_OR_REMOVE_ONE = "add-or-remove"
+    REPLACE_SPECIAL = "zero-out"
+    REPLACE_ONE = "replace-one"
+
+
+Event: TypeAlias = Union["dp_accounting.DpEvent", Known]
 
 ADD_OR_REMOVE = Neighbours.ADD_OR_REMOVE_ONE
 ZERO_OUT = Neighbours.REPLACE_SPECIAL
 REPLACE = Neighbours.REPLACE_ONE
-NAMES = {ADD_OR_REMOVE: "add-or-remove", ZERO_OUT: "zero-out", REPLACE: "replace-one"}
+NAMES = {relation: relation.value for relation in Neighbours}
 
 PUBLIC_COUNT = "the number of private images is public"
 
@@ -29,14 +46,20 @@ COARSE = 1e-2  # interval of the first grid on which a privacy loss is rounded
 LEAST = 0.05  # no search for noise multipliers below
 
 
+def _dp() -> ModuleType:
+    import dp_accounting
+
+    return dp_accounting
+
+
 def non_private() -> Guarantee:
     """The guarantee of a method that promises nothing: epsilon is infinite."""
-    return Guarantee(dp_accounting.NonPrivateDpEvent(), ADD_OR_REMOVE)
+    return Guarantee(Known.NON_PRIVATE, ADD_OR_REMOVE)
 
 
 def data_free() -> Guarantee:
     """The guarantee of a stage that reads no private data: it adds nothing."""
-    return Guarantee(dp_accounting.NoOpDpEvent(), ADD_OR_REMOVE)
+    return Guarantee(Known.DATA_FREE, ADD_OR_REMOVE)
 
 
 def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Guarantee:
@@ -47,7 +70,8 @@ def gaussian(noise_multiplier: float, neighbours: Neighbours, *notes: str) -> Gu
     """
     if noise_multiplier == 0:
         return non_private()
-    return Guarantee(dp_accounting.GaussianDpEvent(noise_multiplier), neighbours, notes)
+    event = _dp().GaussianDpEvent(noise_multiplier)
+    return Guarantee(event, neighbours, notes)
 
 
 def pure(epsilon: float, *notes: str) -> Guarantee:
@@ -62,9 +86,7 @@ def pure(epsilon: float, *notes: str) -> Guarantee:
         return non_private()
     if not epsilon > 0:
         raise InputError(f"epsilon={epsilon}: must be above 0; inf adds no noise")
-    event = dp_accounting.RandomizedResponseDpEvent(
-        math.exp(-epsilon), 1 + math.exp(epsilon)
-    )
+    event = _dp().RandomizedResponseDpEvent(math.exp(-epsilon), 1 + math.exp(epsilon))
     return Guarantee(event, ZERO_OUT, notes)
 
 
@@ -84,14 +106,14 @@ def poisson_gaussian(
     """
     if noise_multiplier == 0:
         return non_private()
-    step: DpEvent = dp_accounting.PoissonSampledDpEvent(
-        sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+    step = _dp().PoissonSampledDpEvent(
+        sampling_rate, _dp().GaussianDpEvent(noise_multiplier)
     )
     if capacity < num_members:
-        step = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent(
+        step = _dp().dp_event.TruncatedSubsampledGaussianDpEvent(
             num_members, sampling_rate, capacity, noise_multiplier
         )
-    event = dp_accounting.SelfComposedDpEvent(step, num_steps)
+    event = _dp().SelfComposedDpEvent(step, num_steps)
     return Guarantee(event, ADD_OR_REMOVE, notes)
 
 
@@ -102,44 +124,49 @@ def compose(*guarantees: Guarantee) -> Guarantee:
       InputError: guarantees under different neighbour relations; their epsilons do
         not add up to a statement about either relation.
     """
-    free = dp_accounting.NoOpDpEvent
-    parts = [g for g in guarantees if not isinstance(g.event, free)]
+    parts = [g for g in guarantees if g.event is not Known.DATA_FREE]
     notes = tuple(dict.fromkeys(note for g in guarantees for note in g.notes))
-    relations = sorted({NAMES[g.neighbours] for g in parts if not _is_void(g.event)})
+    relations = sorted({NAMES[g.neighbours] for g in parts if promises(g)})
     if len(relations) > 1:
         raise InputError(
             f"neighbours={' and '.join(relations)}: guarantees under different "
             "relations cannot be added up; state all stages under one"
         )
     if not parts:
-        return Guarantee(free(), ADD_OR_REMOVE, notes)
-    neighbours = next((g.neighbours for g in parts if not _is_void(g.event)), None)
-    event = dp_accounting.ComposedDpEvent([g.event for g in parts])
-    event = parts[0].event if len(parts) == 1 else event
+        return Guarantee(Known.DATA_FREE, ADD_OR_REMOVE, notes)
+    neighbours = next((g.neighbours for g in parts if promises(g)), None)
+    event = _together([g.event for g in parts])
     return Guarantee(event, neighbours or parts[0].neighbours, notes)
 
 
-def total(events: Iterable[tuple[DpEvent, int]], neighbours: Neighbours) -> Guarantee:
+def _together(events: list[Event]) -> Event:
+    """What several events, each of private data, reveal together."""
+    if Known.NON_PRIVATE in events:
+        return Known.NON_PRIVATE
+    return events[0] if len(events) == 1 else _dp().ComposedDpEvent(events)
+
+
+def total(events: Iterable[tuple[Event, int]], neighbours: Neighbours) -> Guarantee:
     """What events reveal together, each with the number of times that it happens."""
-    repeated = [dp_accounting.SelfComposedDpEvent(e, n) for e, n in events if n]
-    return Guarantee(dp_accounting.ComposedDpEvent(repeated), neighbours)
+    some = [(e, n) for e, n in events if n and e is not Known.DATA_FREE]
+    if not some:
+        return Guarantee(Known.DATA_FREE, neighbours)
+    if any(e is Known.NON_PRIVATE for e, _ in some):
+        return Guarantee(Known.NON_PRIVATE, neighbours)
+    repeated = [_dp().SelfComposedDpEvent(e, n) for e, n in some]
+    return Guarantee(_dp().ComposedDpEvent(repeated), neighbours)
 
 
-def sampling_rate(event: DpEvent) -> float:
+def sampling_rate(event: Event) -> float:
     """The rate of a Poisson-sampled event; 1 for one that reads all records."""
-    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+    if isinstance(event, _dp().SelfComposedDpEvent):
         return sampling_rate(event.event)
     return float(getattr(event, "sampling_probability", 1.0))
 
 
 def promises(guarantee: Guarantee) -> bool:
     """Whether it is about private data at all, and bounds what they reveal."""
-    free = isinstance(guarantee.event, dp_accounting.NoOpDpEvent)
-    return not free and not _is_void(guarantee.event)
-
-
-def _is_void(event: DpEvent) -> bool:
-    return isinstance(event, dp_accounting.NonPrivateDpEvent)
+    return not isinstance(guarantee.event, Known)
 
 
 def epsilon(guarantee: Guarantee, delta: float) -> float:
@@ -164,9 +191,17 @@ def epsilon(guarantee: Guarantee, delta: float) -> float:
 
 
 def _spent(guarantee: Guarantee, delta: float, interval: float) -> float:
-    accountant = PLDAccountant(guarantee.neighbours, interval)
+    if isinstance(guarantee.event, Known):
+        return guarantee.event.value
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(_relation(guarantee), interval)
     accountant.compose(guarantee.event)
     return float(accountant.get_epsilon(delta))
+
+
+def _relation(guarantee: Guarantee) -> "dp_accounting.NeighboringRelation":
+    return _dp().NeighboringRelation[guarantee.neighbours.name]
 
 
 def _finest(spent: Callable[[float], float]) -> float:
@@ -195,7 +230,11 @@ def rdp_epsilon(guarantee: Guarantee, delta: float) -> float:
         cover: batches cut down to a capacity, and replace-one.
     """
     _check_delta(delta)
-    accountant = RdpAccountant(neighboring_relation=guarantee.neighbours)
+    if isinstance(guarantee.event, Known):
+        return guarantee.event.value
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(neighboring_relation=_relation(guarantee))
     # it takes Gaussians under replace-one, and forgets that the sensitivity doubles
     allowed = guarantee.neighbours != REPLACE and accountant.supports(guarantee.event)
     if not allowed:

@@ -14,7 +14,7 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from ppds_jax.privacy.accounting import DpEvent
+from ppds_jax.privacy.accounting import Event
 from ppds_jax.types import InputError
 
 
@@ -33,7 +33,7 @@ class Mechanism:
       rounds: so many successive releases cost one event together.
     """
 
-    event: DpEvent
+    event: Event
     sensitivity: float
     norm: Literal["l2", "max"] = "l2"
     deviation: float | None = None
