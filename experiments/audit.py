@@ -265,4 +265,4 @@ def _table(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    config.main(run, PRESETS)
+    config.main(run, PRESETS, ignores=("checkpoint_every",))

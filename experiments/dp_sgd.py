@@ -17,7 +17,6 @@ The settings of the presets were chosen by training on the first 50,000 images a
 looking at the other 10,000 of the training set. Epsilon does not cover that choice.
 """
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +29,8 @@ from ppds_jax import devices
 from ppds_jax.classifiers import ALL, DPCNN, DPScatter
 from ppds_jax.data.batches import decode, in_blocks
 from ppds_jax.data.load import Images, load
-from ppds_jax.fit import fit_chunks
 from ppds_jax.harness import config
-from ppds_jax.harness.progress import progress
+from ppds_jax.harness.fitting import fit_kept
 from ppds_jax.harness.run import Row, Run, environment, plain
 from ppds_jax.harness.source import code
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
@@ -157,10 +155,16 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
     for method, classifier in zip(cfg.classifiers, made, strict=True):
         for seed in cfg.seeds:
             name = config.describe(method)
-            start = time.perf_counter()
             key = secret_key() if cfg.secret_noise else jax.random.key(seed)
-            state = _train(name, key, classifier, data)
-            seconds = round(time.perf_counter() - start, 1)
+            state, seconds, resumed = fit_kept(
+                key,
+                classifier,
+                data,
+                name=name,
+                folder=here.path / config.identity(method, seed),
+                chunk=CHUNK,
+                every=runtime.checkpoint_every,
+            )
             row = DPSGDRow(
                 data=Path(cfg.data).name,
                 classifier=name,
@@ -169,27 +173,17 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
                 epsilon=epsilon(classifier.guarantee, cfg.delta),
                 delta=cfg.delta,
                 neighbours=NAMES[classifier.guarantee.neighbours],
-                notes=noted(classifier.guarantee, secret=cfg.secret_noise).notes,
+                notes=noted(
+                    classifier.guarantee, secret=cfg.secret_noise, resumed=resumed
+                ).notes,
                 num_private=spec.num_members,
                 num_steps=classifier.num_steps,
-                seconds=seconds,
+                seconds=round(seconds, 1),
                 machine=machine,
             )
             rows.append(plain(row))
     here.finish(rows)
     return rows
-
-
-def _train(name: str, key: jax.Array, classifier: Classifier, data: Dataset) -> PyTree:
-    with progress(classifier.num_steps, name) as advance:
-        done = 0
-
-        def callback(step: int, state: PyTree, info: PyTree) -> None:
-            nonlocal done
-            advance(step - done)
-            done = step
-
-        return fit_chunks(key, classifier, data, chunk=CHUNK, callback=callback)
 
 
 def accuracy(
@@ -205,4 +199,4 @@ def accuracy(
 
 
 if __name__ == "__main__":
-    config.main(run, PRESETS)
+    config.main(run, PRESETS, ignores=("mode", "mesh", "at_once", "memory"))

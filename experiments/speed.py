@@ -39,11 +39,13 @@ GPU = Config(
     parts=("widths", "mappers"),
     models=64,
     steps=40,
+    functional=True,
     compiled=True,
     naive=(),
     widths=(1, 4, 16, 64, 256),
     modes=("vmap", "map"),
     memory_limit=12 * 10**9,
+    mapper_steps=20,
     private_steps=40,
     rounds=3,
 )
@@ -58,6 +60,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             parts=tuple(PARTS),
             widths=(1, 4, 16, 64, 256),
             width_nets=("maxpool", "stride", "mlp"),
+            functional=True,
             naive=("vmap", "loop", "scan"),
             engines=("microbatch", "reference"),
             private_cores=(1, 2),
@@ -74,6 +77,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
             parts=tuple(PARTS),
             models=2,
             steps=1,
+            functional=True,
             widths=(2, 4),
             private_steps=1,
             rounds=1,
@@ -153,12 +157,14 @@ def _check(cfg: Config) -> None:
     least = {"num_models": 8, "num_images": 16, "num_queries": 1, "num_population": 1}
     least |= {"num_resamples": 1, "loop_images": 1}
     counts = {name: (getattr(cfg.scoring, name), least[name]) for name in least}
-    for name in ("models", "steps", "naive_steps", "private_steps", "rounds"):
+    for name in ("models", "steps", "naive_steps", "mapper_steps", "private_steps"):
         counts[name] = getattr(cfg, name), 1
+    counts["rounds"] = cfg.rounds, 1
     for name, (value, smallest) in counts.items():
         if value < smallest:
             raise InputError(f"{name}={value}: must be at least {smallest}")
 
 
 if __name__ == "__main__":
-    config.main(run, PRESETS)
+    options = "mode", "mesh", "at_once", "memory", "checkpoint_every"
+    config.main(run, PRESETS, ignores=options)

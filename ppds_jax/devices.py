@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, TypeVar, get_args
 
@@ -52,6 +53,11 @@ def use_cores(count: int | None = None) -> None:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
+    if count and count > MANY * cores:
+        raise InputError(
+            f"mesh: {count:,} devices on {cores} cores: each is simulated, and takes "
+            f"memory; use at most {MANY * cores}"
+        )
     with contextlib.suppress(RuntimeError):  # JAX has started: keep what there is
         jax.config.update("jax_num_cpu_devices", count or cores)
 
@@ -71,6 +77,7 @@ def spread(rows: jax.Array) -> jax.Array:
     return rows
 
 
+MANY = 16  # simulated devices a core
 CACHE_ROWS = 32  # images whose activations stay in a CPU's cache
 
 
@@ -267,7 +274,26 @@ def _resident() -> int:
 
 
 def _available() -> float:
-    """Bytes of memory that the machine has left, or infinity where it does not tell."""
+    """Bytes that the machine and this process's group may still take, where told."""
+    return min(_left_in_groups(), _left_on_machine())
+
+
+def _left_in_groups() -> float:
+    """What containers and job schedulers leave (cgroups, version 2)."""
+    left = np.inf
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        groups = [line.split("::")[1].strip() for line in file if "::" in line]
+        for group in groups:
+            for place in (Path(group), *Path(group).parents):
+                folder = Path("/sys/fs/cgroup") / place.relative_to("/")
+                with contextlib.suppress(OSError, ValueError):
+                    limit = int((folder / "memory.max").read_text())  # or "max"
+                    used = int((folder / "memory.current").read_text())
+                    left = min(left, limit - used)
+    return left
+
+
+def _left_on_machine() -> float:
     with contextlib.suppress(OSError), open("/proc/meminfo") as file:
         for line in file:
             if line.startswith("MemAvailable"):

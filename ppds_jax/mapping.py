@@ -26,6 +26,7 @@ class Mapped:
     def __init__(self, fn: Callable[[Any, Any], Any], layout: Layout):
         self._fn, self.layout = fn, layout
         self._most: int | None = None  # rows in one call, once memory has set a bound
+        self.used = 0  # rows in one call, the last time
         self._programs: dict[Any, Any] = {}
         self._needs: dict[Any, float] = {}
 
@@ -122,7 +123,7 @@ class Mapped:
         return self._needs[key]
 
     def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
-        count, results = _count(rows), []
+        count, results, self.used = _count(rows), [], chunk
         for first in range(0, count, chunk):
             part = self._part(rows, first, chunk)
             result = self.program(shared, part)(shared, part)

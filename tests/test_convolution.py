@@ -69,7 +69,7 @@ def test_canonical_equals_the_plain_loop(outside):
 
 def layouts(fn, *args):
     """The convolutions in the compiled program, by their dimension numbers."""
-    text = jax.jit(fn).lower(*args).as_text("hlo")
+    text = jax.jit(fn).lower(*args).compile().as_text()
     return {part.split("dim_labels=")[1].split()[0].strip(",")
             for part in text.splitlines() if "dim_labels=" in part}  # fmt: skip
 
@@ -88,12 +88,11 @@ def test_gradients_by_kernels_are_products_that_a_cpu_has_a_fast_kernel_for():
         return jax.grad(loss)(kernel)
 
     def contracted(fn):
-        """Of the first factors with several contracted axes: how many, which."""
-        text = jax.jit(fn).lower(KERNEL).as_text("hlo")
-        lines = [x for x in text.splitlines() if "lhs_contracting_dims={" in x]
-        found = [x.split("lhs_contracting_dims={")[1].split("}")[0] for x in lines]
-        return [axes for axes in found if "," in axes]
+        """The axes of first factors that products of the compiled program contract."""
+        text = jax.jit(fn).lower(KERNEL).compile().as_text()
+        parts = text.split("lhs_contracting_dims={")[1:]
+        return {part.split("}")[0] for part in parts}
 
-    assert contracted(step) == ["0,1,2"], "there is nothing to cure"
-    assert contracted(canonical(step)) == ["1,2,3"]
+    assert "0" in contracted(step), "there is nothing to cure"
+    assert contracted(canonical(step)) == {"1"}
     chex_close(jax.jit(canonical(step))(KERNEL), step(KERNEL))

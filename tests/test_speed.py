@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiments import speed
-from experiments.bench import contest, scoring
+from experiments.bench import contest, scoring, table
 from ppds_jax.harness.config import Runtime
 from ppds_jax.types import InputError
 
@@ -64,6 +65,36 @@ def test_contestants_are_timed_in_turn_and_a_faster_one_is_seen():
 def test_a_contestant_that_fails_is_not_passed_over():
     with pytest.raises(RuntimeError, match="contest:sleeper: ended early"):
         contest.contest({"bad": contest.Contestant("contest:sleeper", {})}, 1)
+
+
+HEADLINES = """
+shadow_speedup_vs_torch/maxpool shadow_speedup_vs_torch/stride
+shadow_speedup_vs_torch/mlp shadow_speedup_vs_vmap/maxpool
+dp_speedup_vs_opacus_hooks/stride dp_speedup_vs_opacus_ghost/stride
+dp_speedup_vs_opacus_ghost/maxpool dp_over_plain/stride score_seconds/256x50000x2
+"""
+
+
+def test_smoke_gives_every_headline(tmp_path, monkeypatch):
+    """The referee aside: by contestants that take no time, and the last the longest."""
+
+    def instant(contestants, rounds):
+        facts = {"flops": 1e9}
+        return {
+            name: contest.Result(np.full(rounds, 1.0 + i), facts, 1.0, one.units)
+            for i, (name, one) in enumerate(contestants.items())
+        }
+
+    monkeypatch.setattr(table, "contest", instant)
+    monkeypatch.setattr(table, "_rivals", lambda: True)
+    scored = [scoring.row("score_seconds/256x50000x2", 1.0, "s")]
+    monkeypatch.setattr(table, "score_seconds", lambda _: scored)
+    rows = speed.run(speed.PRESETS["smoke"][1], Runtime(tmp_path))
+    found = {row["name"]: row["value"] for row in rows}
+    assert set(HEADLINES.split()) <= set(found)
+    # ours is first, PyTorch with threads second, with processes third
+    assert found["shadow_speedup_vs_torch/stride"] == 2
+    assert found["dp_over_plain/stride"] == 2
 
 
 @pytest.mark.slow

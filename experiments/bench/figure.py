@@ -1,6 +1,7 @@
 """The picture of a run: milliseconds a model and step, examples a second."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -30,6 +31,10 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         axis.set_visible(False)
     for axis, kind in zip(axes.flat, kinds, strict=False):
         found = [(_key(row, kind), row["value"]) for row in rows if _key(row, kind)]
+        axis.set(title=PANELS[kind])
+        if all(name.split("/")[-1].isdigit() for name, _ in found):
+            _lines(axis, found)
+            continue
         names = [name for name, _ in found][::-1]
         values = [value for _, value in found][::-1]
         ours = ["ours" in name or "/ghost" in name for name in names]
@@ -37,12 +42,32 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         bars = axis.barh(names, values, color=["C0" if x else "C7" for x in ours])
         labels = [f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values]
         axis.bar_label(bars, labels, padding=3, fontsize=8)
-        axis.set(title=PANELS[kind], xscale="log")
+        axis.set_xscale("log")
         axis.set_xlim(0.5 * min(values), 3 * max(values))
         axis.tick_params(axis="y", labelsize=8)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _lines(axis: Any, found: list[tuple[str, float]]) -> None:
+    """Over the number of models, with which names end; a colour for each network."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for name, value in found:
+        start, _, count = name.rpartition("/")
+        series.setdefault(start, []).append((int(count), value))
+    nets = list(dict.fromkeys(start.split("/")[0] for start in series))
+    modes = list(dict.fromkeys(start.partition("/")[2] for start in series))
+    for start, points in series.items():
+        net, _, mode = start.partition("/")
+        style = ["-", "--", "-.", ":"][modes.index(mode) % 4]
+        colour = f"C{nets.index(net)}"
+        axis.plot(
+            *zip(*points, strict=True), style, color=colour, marker=".", label=start
+        )
+    axis.set(xscale="log", yscale="log", xlabel="models, M")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.25)
 
 
 def _key(row: Row, kind: str) -> str:

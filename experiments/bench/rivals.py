@@ -130,6 +130,38 @@ def shadows(
     return work, {"device": device, "torch": torch.__version__}
 
 
+def together(
+    net: str, models: int, steps: int, threads: int = 1, size: str = "mnist"
+) -> Work:
+    """All models at once, by `torch.func`: `vmap` of `grad` over stacked parameters."""
+    from torch.func import functional_call, grad, stack_module_state, vmap
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image, label = _images(SHAPES[size], IMAGES, device)
+    shape = network(net, SHAPES[size]).to("meta")
+
+    def loss(params: dict, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(functional_call(shape, params, (image,)), label)
+
+    gradient = vmap(grad(loss))
+
+    def work() -> None:
+        made = [network(net, SHAPES[size]).to(device) for _ in range(models)]
+        params, _ = stack_module_state(made)
+        adam = torch.optim.Adam(params.values(), 2e-3)
+        for _ in range(steps):
+            row = torch.randint(0, IMAGES, (models, BATCH), device=device)
+            fixed = {name: x.detach() for name, x in params.items()}
+            for name, slope in gradient(fixed, image[row], label[row]).items():
+                params[name].grad = slope
+            adam.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"device": device, "torch": torch.__version__}
+
+
 def private(net: str, mode: str, steps: int, threads: int = 1) -> Work:
     """Steps of Opacus: `mode` is "hooks" (per-example gradients) or "ghost"."""
     from opacus import PrivacyEngine

@@ -32,13 +32,15 @@ class Config:
       size: of the images: mnist (28x28x1) or cifar (32x32x3).
       models: shadow models in the contest with PyTorch.
       steps: of each model, batch 128.
-      compiled: whether PyTorch's compiler, with CUDA graphs, is a rival too.
+      functional: whether `torch.func`, all models in one `vmap`, is a rival too.
+      compiled: whether PyTorch's compiler, with CUDA graphs, is one.
       naive: ways to map the max-pool CNN as a tutorial would: vmap, loop, scan.
       naive_steps: of each model mapped so, which is slow on a CPU.
       width_nets: networks of which the cost of one of many is shown.
       widths: numbers of models for which it is.
       width_steps: of each of them.
-      modes: mappings to compare on `models` of the width_nets.
+      modes: mappings to compare on these networks, at each of the widths.
+      mapper_steps: of each model in that.
       memory_limit: bytes that each M may take; all M are there at once.
       engines: of DP-SGD, besides a plain step and ghost clipping.
       private_cores: on how many cores DP-SGD is timed, one process on each.
@@ -52,6 +54,7 @@ class Config:
     size: Literal["mnist", "cifar"] = "mnist"
     models: int = 16
     steps: int = 16
+    functional: bool = False
     compiled: bool = False
     naive: tuple[Literal["vmap", "loop", "scan"], ...] = ("vmap",)
     naive_steps: int = 1
@@ -59,6 +62,7 @@ class Config:
     widths: tuple[int, ...] = (4, 256)
     width_steps: int = 24
     modes: tuple[Mode, ...] = ("shard-map", "shard-vmap", "map", "vmap")
+    mapper_steps: int = 2
     memory_limit: int = 4 * 10**9
     engines: tuple[Engine, ...] = ()
     private_cores: tuple[int, ...] = (1,)
@@ -107,6 +111,10 @@ def shadows(cfg: Config) -> list[Row]:
                 entries[f"{name}/processes"] = _pinned(
                     "rivals:shadows", half | {"tuned": tuned}, cores, units
                 )
+            if cfg.functional:
+                entries["torch_func/threads"] = Contestant(
+                    "rivals:together", threads, units=cfg.models * cfg.steps
+                )
             if cfg.compiled:
                 entries["torch_compiled/process"] = Contestant(
                     "rivals:shadows",
@@ -120,7 +128,7 @@ def shadows(cfg: Config) -> list[Row]:
         peak = results.pop("peak")
         share = peak.per_unit * results["ours"].facts["flops"]
         share /= peak.facts["flops"] * results["ours"].per_unit
-        for rival in ("torch", "torch_tuned", "torch_compiled"):
+        for rival in ("torch", "torch_tuned", "torch_func", "torch_compiled"):
             sides = [r for name, r in results.items() if name.startswith(f"{rival}/")]
             if sides:
                 fastest = min(sides, key=lambda r: r.per_unit)
@@ -128,6 +136,10 @@ def shadows(cfg: Config) -> list[Row]:
                     _ratio(f"shadow_speedup_vs_{rival}/{net}", fastest, results)
                 )
         rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
+        for name, result in results.items():
+            rows.append(row(f"shadow_memory/{net}/{name}", result.memory, "GiB"))
+        rate = share * peak.facts["flops"] / peak.per_unit / 1e9
+        rows.append(row(f"gflops/{net}", rate, "thousand million operations a second"))
         rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
     return rows + (_naive(cfg) if cfg.naive and "maxpool" in cfg.nets else [])
 
@@ -183,18 +195,19 @@ def widths(cfg: Config) -> list[Row]:
 
 
 def mappers(cfg: Config) -> list[Row]:
-    """Which way to map is the fastest for each network: why the default is."""
-    rows, units = [], cfg.models * cfg.width_steps
+    """Which way to map is the fastest for each network and M: why the default is."""
+    rows = []
     for net in cfg.width_nets:
-        work: dict[str, Any] = {"net": net, "models": cfg.models}
-        work |= {"steps": cfg.width_steps}
-        work |= {"size": cfg.size, "memory": cfg.memory_limit}
-        entries: dict[str, Contestant] = {
-            mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
-            for mode in cfg.modes
-        }
-        results = contest(entries, min(3, cfg.rounds))
-        rows += [_ms(f"mapper_ms/{net}-{cfg.size}/{m}", r) for m, r in results.items()]
+        for models in cfg.widths:
+            work: dict[str, Any] = {"net": net, "models": models, "size": cfg.size}
+            work |= {"steps": cfg.mapper_steps, "memory": cfg.memory_limit}
+            units = models * cfg.mapper_steps
+            entries: dict[str, Contestant] = {
+                mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
+                for mode in cfg.modes
+            }
+            for mode, result in contest(entries, min(3, cfg.rounds)).items():
+                rows.append(_ms(f"mapper_ms/{net}-{cfg.size}/{mode}/{models}", result))
     return rows
 
 

@@ -1,5 +1,6 @@
 """What the diffusion methods share: the denoiser's options, its loss, its samples."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -119,7 +120,10 @@ def denoising(
         return net.init(key, x, jnp.zeros(1), jnp.zeros((1, spec.num_classes)))
 
     def given(params, condition) -> Denoiser:
-        network = lambda x, level: net.apply(params, x, level, condition)
+        told = condition * math.sqrt(
+            spec.num_classes
+        )  # of unit variance, as EDM has it
+        network = lambda x, level: net.apply(params, x, level, told)
         return edm.precondition(network, DEVIATION)
 
     def of_label(params, label) -> Denoiser:

@@ -145,9 +145,11 @@ PRESETS = {
     "mnist": DPFeta(
         patch=4,
         multiplicity=1,
-        epochs=4,
+        label_dropout=0.0,
+        batch_size=1024,
+        epochs=8,
         learning_rate=3e-3,
-        average=0.98,
+        average=0.99,
         sampler_steps=8,
         central_rate=0.02,
     ),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-from ppds_jax.harness import config
+from ppds_jax.harness import config, signals
 from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row
 from ppds_jax.types import InputError
@@ -35,7 +35,7 @@ def run_all(
       retries: how often a task goes on after its worker process or node was lost.
 
     Raises:
-      InputError: Ray is not installed.
+      InputError: Ray is not installed, or a mesh of more devices than there are.
       RuntimeError: naming the configs that failed, when all others are finished. An
         exception of `run` is not tried again.
     """
@@ -52,7 +52,14 @@ def run_all(
 
 def _results(ray, run, configs, runtime, retries) -> list[list[Row]]:
     size = prod(runtime.mesh or (1, 1))
-    on_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    there = ray.cluster_resources()
+    on_gpus = there.get("GPU", 0) > 0
+    most = int(there.get("GPU" if on_gpus else "CPU", 0))
+    if size > most:
+        raise InputError(
+            f"mesh={runtime.mesh}: a task would take {size} devices, and the cluster "
+            f"has {most}"
+        )
     needs = {"num_gpus": size} if on_gpus else {"num_cpus": size}
     if not on_gpus and runtime.mode not in ("map", "vmap"):
         runtime = replace(runtime, mesh=runtime.mesh or (1, 1))
@@ -99,7 +106,9 @@ def _ray() -> Any:
 
 def _connect(ray: Any) -> None:
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False)
+        with signals.unmoved():
+            ray.init(address="auto", log_to_driver=False)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    with signals.unmoved():  # Ray takes SIGTERM for itself
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")

@@ -282,10 +282,12 @@ def main(
     arguments: list[str] | None = None,
     *,
     spreads: bool = False,
+    ignores: Sequence[str] = (),
 ) -> Any:
     """The command line of an experiment: a preset, then options that override it.
 
-    `spreads` says that `run` shares its work between processes. A wrong input ends the
+    `spreads` says that `run` shares its work between processes, `ignores` which options
+    of `Runtime` it makes no use of: they are refused. A wrong input ends the
     process with exit code 2 and one line that says what to do; a full disk with 1;
     SIGTERM and SIGUSR1 with 75, Ctrl-C with 130. Finished work is kept in each case,
     after a signal also the models in training, and the same command goes on from there.
@@ -299,6 +301,9 @@ def main(
         command = tyro.extras.overridable_config_cli(subcommands, args=given)
         if command.runtime.distributed and not spreads:
             raise InputError("distributed: this experiment runs in one process")
+        for name in ignores:
+            if (value := getattr(command.runtime, name)) != getattr(Runtime, name):
+                raise InputError(f"{name}={value}: this experiment makes no use of it")
         work = identity(run.__module__, command.config, code())
         together = hosts.together(command.runtime, work)
         with signals.watched(), _brief_warnings(), together:

@@ -12,6 +12,8 @@ from typing import IO
 
 from tqdm import tqdm
 
+from ppds_jax.harness import signals
+
 FIRST, OFTEN, RARELY = 30.0, 60.0, 300.0  # seconds up to, then between lines
 GROWTH = 0.05  # of the time so far, between those two
 
@@ -84,6 +86,7 @@ class Progress:
             print(f"{self.label}: {self.total:,}, in {passed}", file=self._file)
 
     def _show(self) -> None:
+        signals.check()
         if not self._bar.disable:
             self._bar.set_description_str(self.text(), refresh=False)
             self._bar.update(self._found + self._done + self._part - self._bar.n)

@@ -1,5 +1,6 @@
 """Run directories: config first, rows last. Rows are the mark that a run is done."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -82,6 +83,7 @@ def environment(layout: Layout | None = None) -> dict[str, Any]:
         "command": _command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "num_devices": jax.device_count(),
@@ -90,6 +92,14 @@ def environment(layout: Layout | None = None) -> dict[str, Any]:
         "versions": {name: _version(name) for name in names.split()},
         "revision": _revision(),
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor()
 
 
 def _command() -> str:

@@ -57,6 +57,18 @@ def watched() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def unmoved() -> Iterator[None]:
+    """Whatever handles the signals before handles them after, whoever came between."""
+    before = {number: signal.getsignal(number) for number in _WATCHED}
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # outside of the main thread
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def stop() -> None:
     """Sends this process a SIGTERM, unless a signal is stopping it already."""
     if _came is None:

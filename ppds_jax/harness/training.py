@@ -71,6 +71,7 @@ class Trainer:
         self._speed: dict[Any, float] = {}  # steps a second, by stage
         self._steps = sum(stage.num_steps for stage in stages)
         self._last: Checkpoints | None = None  # of the batch trained last
+        self._width = 0  # models in its last call
 
     @functools.cached_property
     def published(self) -> Published:
@@ -166,6 +167,7 @@ class Trainer:
                     (*s, first, last), (*m, state)
                 )
                 after, sound = run(state, step, last)
+                self._width = advances.used
                 self._check(batch, stage, sound, run, state, step, last)
                 speed = (last - step) / (time.monotonic() - started)
                 compiled = stage.advance in self._speed  # before this chunk
@@ -231,9 +233,14 @@ class Trainer:
 
     def _save(self, kept: Checkpoints, rows: list[int], at: Place) -> None:
         done = sum(stage.num_steps + 1 for stage in self.stages[: at.stage])
-        layout = self.layout.described()
+        layout = self._described(self._width)
         record = {"rows": rows, "stage": at.stage, "step": at.step, "layout": layout}
         kept.save(done + at.step, record, (at.published, at.state))
+
+    def _described(self, width: int) -> dict[str, Any]:
+        """The layout that last bits depend on: in a vmap also on its width."""
+        vmapped = self.layout.resolved.endswith("vmap")
+        return self.layout.described(width if vmapped else None)
 
     def _newest(self, kept: Checkpoints, rows: list[int]) -> tuple[list[int], Place]:
         """The rows and the place of a checkpoint of these rows; else the start."""
@@ -241,7 +248,8 @@ class Trainer:
         if record is None or set(record["rows"]) != set(rows):
             kept.remove()
             return rows, Place()
-        before, now = record["layout"], self.layout.described()
+        now = self._described(self.fitting(len(record["rows"])))
+        before = record["layout"]
         if before != now:
             names = [name for name in now if before.get(name) != now[name]]
             other = ", ".join(f"{n} {before.get(n)}, now {now[n]}" for n in names)

@@ -15,10 +15,10 @@ from ppds_jax.classifiers import ALL as CLASSIFIERS
 from ppds_jax.classifiers import CNN, MLP
 from ppds_jax.data.batches import decode, in_blocks
 from ppds_jax.data.load import Images
-from ppds_jax.fit import fit, fit_chunks
-from ppds_jax.harness import config, signals
+from ppds_jax.fit import fit
+from ppds_jax.harness import config
+from ppds_jax.harness.fitting import fit_kept
 from ppds_jax.harness.plots import ten_of_each
-from ppds_jax.harness.progress import progress
 from ppds_jax.harness.run import Row, environment
 from ppds_jax.metrics.fidelity import features, frechet, precision_recall
 from ppds_jax.pipeline import as_dataset, check_generator
@@ -75,8 +75,8 @@ class Drawn(NamedTuple):
 class Bench:
     """What all cells share: the data, and programs that are compiled once."""
 
-    def __init__(self, cfg: Judging, images: Images):
-        self.cfg, self.images = cfg, images
+    def __init__(self, cfg: Judging, images: Images, every: float = 60.0):
+        self.cfg, self.images, self.every = cfg, images, every
         shape, count = images.x_train.shape[1:], len(images.x_train)
         self.spec = DataSpec(shape, images.num_classes, count)
         self.num_images = cfg.num_images or count
@@ -91,12 +91,17 @@ class Bench:
     def made(self, method: Any, value: float) -> Generator:
         return method.make(self.spec, Budget(value, self.cfg.delta))
 
-    def row(self, cell: Cell) -> tuple[Row, np.ndarray]:
-        """Fits, draws and measures one cell."""
+    def row(self, cell: Cell, folder: Path) -> tuple[Row, np.ndarray]:
+        """Fits, draws and measures one cell; `folder` is for its checkpoint.
+
+        Returns:
+          The row, and ten images of each class.
+        """
         cfg, name = self.cfg, config.describe(cell.method)
         generator = self.made(cell.method, cell.epsilon)
         check_generator(name, generator, self.spec)
-        drawn = self._drawn(f"{name}, epsilon {cell.epsilon:g}", generator, cell.seed)
+        title = f"{name}, epsilon {cell.epsilon:g}"
+        drawn = self._drawn(title, generator, cell.seed, folder)
         guarantee = noted(generator.guarantee, secret=False)
         private = promises(guarantee)
         key = jax.random.fold_in(jax.random.key(cell.seed), 2)
@@ -126,24 +131,17 @@ class Bench:
         image, label = np.asarray(drawn.images.image), np.asarray(drawn.images.label)
         return row, ten_of_each(image, label, self.spec.num_classes)
 
-    def _drawn(self, name: str, generator: Generator, seed: int) -> Drawn:
+    def _drawn(self, name: str, generator: Generator, seed: int, folder: Path) -> Drawn:
         fit_key, draw_key = jax.random.split(jax.random.key(seed))
-        start = time.perf_counter()
-        chunk = min(max(generator.num_steps // CHUNKS, 1), 100)
-        with progress(generator.num_steps, name) as advance:
-            done = 0
-
-            def callback(step, state, info):
-                nonlocal done
-                signals.check()  # it came to the main thread, and this may be another
-                advance(step - done)
-                done = step
-
-            state = fit_chunks(
-                fit_key, generator, self.data, chunk=chunk, callback=callback
-            )
-        jax.block_until_ready(state)
-        trained = time.perf_counter() - start
+        state, trained, _ = fit_kept(
+            fit_key,
+            generator,
+            self.data,
+            name=name,
+            folder=folder,
+            chunk=min(max(generator.num_steps // CHUNKS, 1), 100),
+            every=self.every,
+        )
         sampler = Balanced(num_images=self.num_images).make(self.spec)
 
         def draw(key, state, public):

@@ -5,6 +5,7 @@ two seconds.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple, get_args
@@ -127,8 +128,16 @@ def clipped_sum(
 def _fastest(one, params, data: Dataset) -> Engine:
     found = ghost.explain(one, params, _example(data))
     inside = {"scan", "while", "cond"}
-    loops = any(inside & set(why.split("; ")) for why in found.values())
-    return "microbatch" if loops else "ghost"
+    loops = [name for name, why in found.items() if inside & set(why.split("; "))]
+    if not loops:
+        return "ghost"
+    warnings.warn(
+        f"{', '.join(loops)}: inside a loop or a branch, which ghost clipping does not "
+        "see into: all parameters' per-example gradients are made, which is slower",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return "microbatch"
 
 
 def _example(data: Dataset) -> tuple:
