@@ -1,4 +1,4 @@
-"""Where programs run. The only file that names backends, devices and meshes."""
+"""Where programs run. Of all else only `mapping` names devices and meshes."""
 
 import contextlib
 import os
@@ -138,10 +138,9 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
 
 
 def default_mode() -> Mode:
-    """Shadows in turn on each core of a CPU: for CNNs the fastest of those tried.
+    """Shadows in turn on each core of a CPU: the fastest of those tried.
 
-    For a dense network it is about even with `shard-vmap`: the rows `mapper_ms` of
-    `python -m experiments.speed full --parts mappers`.
+    The rows `mapper_ms` of `python -m experiments.speed full --parts mappers`.
     On an accelerator, where nothing has been measured yet, `vmap` is expected to win.
     """
     if jax.default_backend() == "cpu":

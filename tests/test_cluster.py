@@ -47,6 +47,8 @@ def test_configs_run_as_tasks_are_resumed_and_a_failure_loses_no_other(tmp_path)
         assert "config 1: InputError: scale=-1.0: must be" in str(failure.value)
         assert len(list(tmp_path.glob("mean-*/rows.jsonl"))) == 1
         first, second = run_all(run, [Config(2.0), Config(1.0)], runtime)
+        with pytest.raises(InputError, match=r"mesh=\(64, 1\).*has 2"):
+            run_all(run, [Config(3.0)], replace(runtime, mesh=(64, 1)))
     finally:
         ray.shutdown()
     assert first[0]["mean"] == pytest.approx(2 * second[0]["mean"])

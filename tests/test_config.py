@@ -1,6 +1,7 @@
 """Methods by name, identities of configs, and the command line's errors."""
 
 import errno
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -101,6 +102,22 @@ def test_bad_input_stops_before_training_with_exit_code_2(
 ):
     words = ["smoke", "--work-dir", str(tmp_path / "runs"), *arguments.split(" ")]
     refused(words, message, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "named"),
+    [
+        ("generators", "--mesh shadow=2", "mesh=(2, 1)"),
+        ("dp_sgd", "--memory 4GB", "memory=4000000000"),
+        ("speed", "--mode vmap", "mode=vmap"),
+        ("audit", "--checkpoint-every 5", "checkpoint_every=5.0"),
+    ],
+)
+def test_an_option_that_an_experiment_makes_no_use_of_is_refused(module, option, named):
+    command = [sys.executable, "-m", f"experiments.{module}", "smoke", *option.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{named}: this experiment makes no use of it" in done.stderr
 
 
 def refused(words, message, tmp_path, capsys):

@@ -32,7 +32,8 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     for axis, kind in zip(axes.flat, kinds, strict=False):
         found = [(_key(row, kind), row["value"]) for row in rows if _key(row, kind)]
         axis.set(title=PANELS[kind])
-        if all(name.split("/")[-1].isdigit() for name, _ in found):
+        ends = {name.split("/")[-1] for name, _ in found}
+        if len(ends) > 1 and all(end.isdigit() for end in ends):
             _lines(axis, found)
             continue
         names = [name for name, _ in found][::-1]

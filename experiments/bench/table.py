@@ -39,7 +39,8 @@ class Config:
       width_nets: networks of which the cost of one of many is shown.
       widths: numbers of models for which it is.
       width_steps: of each of them.
-      modes: mappings to compare on these networks, at each of the widths.
+      modes: mappings to compare on these networks.
+      mapper_widths: numbers of models at which they are.
       mapper_steps: of each model in that.
       memory_limit: bytes that each M may take; all M are there at once.
       engines: of DP-SGD, besides a plain step and ghost clipping.
@@ -62,6 +63,7 @@ class Config:
     widths: tuple[int, ...] = (4, 256)
     width_steps: int = 24
     modes: tuple[Mode, ...] = ("shard-map", "shard-vmap", "map", "vmap")
+    mapper_widths: tuple[int, ...] = (16,)
     mapper_steps: int = 2
     memory_limit: int = 4 * 10**9
     engines: tuple[Engine, ...] = ()
@@ -179,7 +181,7 @@ def widths(cfg: Config) -> list[Row]:
             for models in cfg.widths
         }
         place = f"{net}-{cfg.size}"
-        results = contest(entries, min(2, cfg.rounds))
+        results = contest(entries, min(3, cfg.rounds))
         for models, result in results.items():
             name = f"{place}/{models}"
             rows.append(_ms(f"width_ms/{name}", result))
@@ -198,7 +200,7 @@ def mappers(cfg: Config) -> list[Row]:
     """Which way to map is the fastest for each network and M: why the default is."""
     rows = []
     for net in cfg.width_nets:
-        for models in cfg.widths:
+        for models in cfg.mapper_widths:
             work: dict[str, Any] = {"net": net, "models": models, "size": cfg.size}
             work |= {"steps": cfg.mapper_steps, "memory": cfg.memory_limit}
             units = models * cfg.mapper_steps
