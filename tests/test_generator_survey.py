@@ -11,7 +11,16 @@ import pytest
 
 from experiments import generators as survey
 from ppds_jax.classifiers import CNN, MLP
-from ppds_jax.generators import ALL, VAE, ClassMean, Diffusion, Independent, Memoriser
+from ppds_jax.generators import (
+    ALL,
+    DPDM,
+    VAE,
+    ClassMean,
+    Diffusion,
+    DPFeta,
+    Independent,
+    Memoriser,
+)
 from ppds_jax.harness import config
 from ppds_jax.harness.utility import PUBLISHED, published, table
 from ppds_jax.types import InputError
@@ -151,10 +160,13 @@ RESULTS = Path(survey.__file__).parent / "results"
 PROMISED = re.compile(r"(MNIST|Fashion-MNIST)(?:, epsilon (\d+))?: (0\.\d+) ± (0\.\d+)")
 
 
+UNMEASURED = (Diffusion, DPDM, DPFeta, Memoriser, Independent)  # as they are now
+
+
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_accuracies_in_docstrings_are_those_of_the_committed_rows(cls):
     promised = PROMISED.findall(" ".join(cls.__doc__.split()))
-    assert promised or cls in (Diffusion, Memoriser, Independent)
+    assert promised or cls in UNMEASURED
     for data, budget, accuracy, tolerance in promised:
         file = RESULTS / f"generators_{data.lower().replace('-', '_')}.csv"
         with file.open(newline="") as lines:

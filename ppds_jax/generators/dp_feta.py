@@ -32,9 +32,9 @@ class DPFeta(DPDM):
     images and those of DP-SGD, composed. Sums are divided by the nominal number of
     images of a class, never by how many were drawn.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
-    0.695 ± 0.06 in 3 min. By `python -m experiments.generators small --data mnist.npz
-    --methods DPFeta`, see `experiments/results/`.
+    **Presets:** `mnist` takes minutes on a core, and has not been measured since it was
+    changed: the rows in `experiments/results/` are of the former one. Measure it by
+    `python -m experiments.generators small --data mnist.npz --methods DPFeta`.
 
     **References:** Li, Gong, Li, Zhao, Hou and Wang, From Easy to Hard: Building a
     Shortcut for Differentially Private Image Synthesis, 2025, arXiv 2504.01395.
