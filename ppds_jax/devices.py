@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,8 +115,8 @@ def data_mesh(count: int | None = None) -> Iterator[Mesh]:
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`work` of each item, as many at once as there are devices, each on one of them.
 
-    Host code, in threads: for work of which each part is a program of its own. What
-    one raises is raised as soon as those under way have ended; no other is begun.
+    Host code, in threads: for work of which each part is a program of its own. After
+    one that raises no other is begun; it is raised when those under way have ended.
     """
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in jax.local_devices():
@@ -132,7 +132,11 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
 
     pool = ThreadPoolExecutor(jax.local_device_count())
     try:
-        return list(pool.map(on_one, items))
+        begun = [pool.submit(on_one, item) for item in items]
+        done, _ = wait(begun, return_when=FIRST_EXCEPTION)
+        for failed in (one for one in done if one.exception()):
+            failed.result()
+        return [one.result() for one in begun]
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -89,7 +89,7 @@ def test_finished_cells_are_kept_and_shared(finished, monkeypatch):
     runtime, rows = finished
     computed = []
 
-    def failing(self, cell):
+    def failing(self, cell, folder):
         computed.append(cell)
         raise RuntimeError("killed")
 

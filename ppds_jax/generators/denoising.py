@@ -120,9 +120,7 @@ def denoising(
         return net.init(key, x, jnp.zeros(1), jnp.zeros((1, spec.num_classes)))
 
     def given(params, condition) -> Denoiser:
-        told = condition * math.sqrt(
-            spec.num_classes
-        )  # of unit variance, as EDM has it
+        told = condition * math.sqrt(spec.num_classes)  # mean square 1, as in EDM
         network = lambda x, level: net.apply(params, x, level, told)
         return edm.precondition(network, DEVIATION)
 

@@ -71,12 +71,11 @@ def fit_kept(
 
         def callback(step: int, state: PyTree, info: PyTree) -> None:
             nonlocal done, unsaved, saved
-            report(step - done)
-            done, unsaved = step, state
+            fresh, done, unsaved = step - done, step, state
+            report(fresh)  # it looks for a signal
             if time.monotonic() - saved >= every and step < method.num_steps:
                 save(step, state)
                 unsaved, saved = None, time.monotonic()
-            signals.check()  # it comes to the main thread, and this may be another
 
         try:
             state = fit_chunks(
