@@ -78,6 +78,7 @@ def spread(rows: jax.Array) -> jax.Array:
 
 
 MANY = 16  # simulated devices a core
+GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 CACHE_ROWS = 32  # images whose activations stay in a CPU's cache
 
 
@@ -284,15 +285,18 @@ def _available() -> float:
 def _left_in_groups() -> float:
     """What containers and job schedulers leave (cgroups, version 2)."""
     left = np.inf
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
-        groups = [line.split("::")[1].strip() for line in file if "::" in line]
-        for group in groups:
-            for place in (Path(group), *Path(group).parents):
-                folder = Path("/sys/fs/cgroup") / place.relative_to("/")
-                with contextlib.suppress(OSError, ValueError):
-                    limit = int((folder / "memory.max").read_text())  # or "max"
-                    used = int((folder / "memory.current").read_text())
-                    left = min(left, limit - used)
+    with contextlib.suppress(OSError):
+        lines = GROUP.read_text().splitlines()
+        mine = [Path(line.split("::")[1]) for line in lines if "::" in line]
+        for group in (place for one in mine for place in (one, *one.parents)):
+            folder = GROUPS / group.relative_to("/")
+            with contextlib.suppress(OSError, ValueError):  # no limit is "max"
+                limit = int((folder / "memory.max").read_text())
+                used = int((folder / "memory.current").read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                counts = dict(map(str.split, stat))
+                cached = int(counts["inactive_file"])  # files, given back when asked
+                left = min(left, limit - used + cached)
     return left
 
 

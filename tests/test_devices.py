@@ -196,10 +196,19 @@ def test_more_simulated_devices_than_a_machine_bears_are_refused():
         devices.prepare(Layout("shard-map", (20_000, 1)))
 
 
-def test_the_limit_of_a_container_counts(monkeypatch):
-    monkeypatch.setattr(devices, "_left_on_machine", lambda: 8e9)
-    monkeypatch.setattr(devices, "_left_in_groups", lambda: 2e9)
-    assert Layout("map").free() == pytest.approx(0.8 * 2e9)
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    """Of a group and of those around it; files that are only cached do not count."""
+    job = tmp_path / "groups" / "job"
+    (job / "step").mkdir(parents=True)
+    limits = {job: (3_000, 2_000, 400), job / "step": ("max", 1_500, 0)}
+    for folder, (limit, used, cached) in limits.items():
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\ninactive_file {cached}\n")
+    (tmp_path / "mine").write_text("0::/job/step\n")
+    monkeypatch.setattr(devices, "GROUP", tmp_path / "mine")
+    monkeypatch.setattr(devices, "GROUPS", tmp_path / "groups")
+    assert Layout("map").free() == pytest.approx(0.8 * 1_400)
 
 
 def test_more_devices_than_there_are_is_refused():

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,21 @@ def test_on_another_layout_it_goes_on_and_says_what_that_means(tmp_path, capsys)
         with np.load(path) as a, np.load(other) as b:
             for name in a.files:
                 np.testing.assert_allclose(a[name], b[name], atol=1e-4)
+
+
+@pytest.mark.parametrize("fits", [1, MODELS])
+def test_a_vmap_of_another_width_is_another_layout(fits, tmp_path, capsys, monkeypatch):
+    made, here = classifier(), runtime(tmp_path, "vmap")
+    interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+    cut = lambda: run(here, made, interrupt, 1.0)
+    assert stopped(cut, signal.SIGINT, capsys) == 130
+    monkeypatch.setattr(training.Trainer, "fitting", lambda self, rows: min(rows, fits))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run(here, made)
+    found = [str(w.message) for w in said if "last bits will differ" in str(w.message)]
+    assert len(found) == (fits < MODELS)
+    assert all(re.search(r"width_per_device [2-9], now 1", text) for text in found)
 
 
 def test_checkpoints_come_with_time_and_only_then(tmp_path, monkeypatch):

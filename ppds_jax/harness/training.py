@@ -158,6 +158,7 @@ class Trainer:
             if not step:
                 begins = _begins(stage.begin, self.layout)
                 state, sound = begins(shared, models)
+                self._width = begins.used
                 self._check(batch, stage, sound)
             while stage.advance is not None and step < stage.num_steps:
                 started = time.monotonic()
