@@ -17,6 +17,7 @@ The settings of the presets were chosen by training on the first 50,000 images a
 looking at the other 10,000 of the training set. Epsilon does not cover that choice.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ from ppds_jax.harness import config
 from ppds_jax.harness.fitting import fit_kept
 from ppds_jax.harness.run import Row, Run, environment, plain
 from ppds_jax.harness.source import code
+from ppds_jax.harness.store import write_json
 from ppds_jax.privacy.accounting import NAMES, check_budget, epsilon
 from ppds_jax.privacy.keys import noted, secret_key
 from ppds_jax.types import Budget, Classifier, Dataset, DataSpec, InputError, PyTree
@@ -115,7 +117,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     here = Run(runtime, "dp_sgd", cfg, code(), Path(__file__).read_text(), *images[1:5])
     rows = here.rows()
     if rows is None:
-        devices.prepare(runtime.layout)
+        devices.prepare()
         rows = _compute(cfg, images, here, runtime)
     for row in rows:
         print(
@@ -149,11 +151,15 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
     here.start()
     member = jnp.ones(spec.num_members, bool)
     data = Dataset(jnp.asarray(images.x_train), jnp.asarray(images.y_train), member)
-    place = environment(runtime.layout)
-    machine = "{num_devices} x {devices[0]}, {cores} cores".format(**place)
+    machine = "{num_devices} x {devices[0]}, {cores} cores".format(**environment())
     rows = []
     for method, classifier in zip(cfg.classifiers, made, strict=True):
         for seed in cfg.seeds:
+            place = here.path / config.identity(method, seed)
+            done = place.with_suffix(".json")
+            if done.exists():  # by a run that was stopped in the middle of another
+                rows.append(json.loads(done.read_text()))
+                continue
             name = config.describe(method)
             key = secret_key() if cfg.secret_noise else jax.random.key(seed)
             state, seconds, resumed = fit_kept(
@@ -161,7 +167,7 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
                 classifier,
                 data,
                 name=name,
-                folder=here.path / config.identity(method, seed),
+                folder=place,
                 chunk=CHUNK,
                 every=runtime.checkpoint_every,
             )
@@ -182,6 +188,7 @@ def _compute(cfg: Config, images: Images, here: Run, runtime) -> list[Row]:
                 machine=machine,
             )
             rows.append(plain(row))
+            write_json(done, rows[-1])
     here.finish(rows)
     return rows
 

@@ -33,6 +33,24 @@ def test_the_experiment_learns_and_is_served_again(tmp_path, capsys, monkeypatch
     assert dp_sgd.run(TINY, runtime) == [row]
 
 
+def test_what_a_stopped_run_had_finished_is_not_trained_again(tmp_path, monkeypatch):
+    runtime, trained = config.Runtime(work_dir=tmp_path), []
+    fit_kept = dp_sgd.fit_kept
+
+    def stopping(key, classifier, data, *, name, **options):
+        trained.append(name)
+        if len(trained) == 2:
+            raise RuntimeError("stopped")
+        return fit_kept(key, classifier, data, name=name, **options)
+
+    monkeypatch.setattr(dp_sgd, "fit_kept", stopping)
+    both = replace(TINY, seeds=(0, 1))
+    with pytest.raises(RuntimeError, match="stopped"):
+        dp_sgd.run(both, runtime)
+    assert [row["seed"] for row in dp_sgd.run(both, runtime)] == [0, 1]
+    assert len(trained) == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

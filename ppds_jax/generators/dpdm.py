@@ -119,7 +119,7 @@ PRESETS = {
     "mnist": DPDM(
         patch=4,
         multiplicity=1,
-        label_dropout=0.0,  # else labels are hardly learnt
+        label_dropout=0.0,
         batch_size=1024,
         epochs=8,
         average=0.99,

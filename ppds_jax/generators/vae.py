@@ -72,8 +72,8 @@ class VAE:
     """Convolutional encoder and decoder, both given the label.
 
     Maximises E_q(z|x,y) log p(x|z,y) - beta KL(q(z|x,y) || N(0, I)), with independent
-    Bernoulli pixels. Samples are the decoder's means, which are smoother than images:
-    a little noise on them keeps a classifier from relying on that.
+    Bernoulli pixels. Samples are the decoder's means, which are smoother than images; a
+    little noise on them makes up for some of that.
 
     Its white-box signal `elbo` is that bound per pixel, with beta 1, the mean over 16
     fixed z: larger for images that were trained on.

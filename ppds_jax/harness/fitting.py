@@ -74,8 +74,8 @@ def fit_kept(
             fresh, done, unsaved = step - done, step, state
             report(fresh)  # it looks for a signal
             if time.monotonic() - saved >= every and step < method.num_steps:
+                unsaved, saved = None, time.monotonic()  # a number is saved once
                 save(step, state)
-                unsaved, saved = None, time.monotonic()
 
         try:
             state = fit_chunks(
