@@ -1,7 +1,7 @@
 # make demo   set up, survey Fashion-MNIST, print the path of the report
 # make test   set up, run the tests
 # make bench  set up with PyTorch and Opacus, time everything beside them
-# make bench-gpu PART=1    the parts for an accelerator, 1 to 6
+# make bench-gpu PART=1    the parts for an accelerator, 1 to 7
 SHELL := /bin/bash
 VENV ?= .venv
 # the first Python that is recent enough; PYTHON=... chooses another

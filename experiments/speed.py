@@ -3,7 +3,7 @@
     python -m experiments.speed smoke     every headline ratio, a few minutes
     python -m experiments.speed full      the whole table
     python -m experiments.speed score     attack scoring alone, under a minute
-    make bench-gpu PART=1                 on an accelerator: parts 1 to 6
+    make bench-gpu PART=1                 on an accelerator: parts 1 to 7
 
 Rivals need the extra `bench` (PyTorch, Opacus); without it their rows are left out, and
 a line says so. Every ratio is of the same network, batch and number of steps, timed in
@@ -36,19 +36,35 @@ from ppds_jax.types import InputError
 
 TINY = Scoring(num_models=16, num_images=400, num_population=50, num_resamples=5)
 GPU = Config(
-    parts=("widths", "mappers"),
+    parts=("mappers",),
     models=64,
+    rival_models=4,
     steps=40,
     functional=True,
     compiled=True,
     naive=(),
-    widths=(1, 4, 16, 64, 256),
     modes=("vmap", "map"),
-    memory_limit=12 * 10**9,
+    memory_limit=48 * 10**9,
     mapper_widths=(1, 4, 16, 64, 256),
-    mapper_steps=20,
+    mapper_steps=40,
+    engines=("microbatch", "reference"),
     private_steps=40,
-    rounds=3,
+    by_core=False,
+    published=True,
+    peak_size=8192,
+    merged=True,
+)
+WIDE = replace(
+    GPU,
+    nets=("wrn16-4",),
+    width_nets=("wrn16-4",),
+    sizes=("cifar",),
+    models=16,
+    steps=5,
+    widths=(1, 4, 16, 64, 256),
+    width_steps=5,
+    mapper_widths=(4, 16),
+    mapper_steps=5,
 )
 PRESETS: dict[str, tuple[str, Config]] = {
     "smoke": (
@@ -88,26 +104,20 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "gpu1": ("accelerator: shadows against PyTorch", replace(GPU, parts=("shadows",))),
-    "gpu2": ("accelerator: models an hour, MNIST CNN", GPU),
+    "gpu2": (
+        "accelerator: models an hour, CNN on MNIST and CIFAR",
+        replace(GPU, sizes=("mnist", "cifar")),
+    ),
     "gpu3": (
-        "accelerator: models an hour, CIFAR CNN",
-        replace(GPU, size="cifar"),
+        "accelerator: WRN-16-4 on CIFAR against PyTorch, and an hour",
+        replace(WIDE, parts=("shadows", "widths")),
     ),
-    "gpu4": (
-        "accelerator: WRN-16-4 on CIFAR, an hour and against PyTorch",
-        replace(
-            GPU,
-            parts=("widths", "mappers", "shadows"),
-            nets=("wrn16-4",),
-            width_nets=("wrn16-4",),
-            size="cifar",
-            steps=10,
-        ),
-    ),
-    "gpu5": ("accelerator: DP-SGD against Opacus", replace(GPU, parts=("private",))),
-    "gpu6": (
-        "accelerator: whole methods, and the time to a first step",
-        replace(GPU, parts=("methods", "start")),
+    "gpu4": ("accelerator: DP-SGD against Opacus", replace(GPU, parts=("private",))),
+    "gpu5": ("accelerator: whole methods", replace(GPU, parts=("methods",))),
+    "gpu6": ("accelerator: ways to map WRN-16-4", replace(WIDE, parts=("mappers",))),
+    "gpu7": (
+        "accelerator: the time to a first step",
+        replace(GPU, parts=("start",), nets=("maxpool",)),
     ),
 }
 
@@ -163,6 +173,8 @@ def _check(cfg: Config) -> None:
     for name in ("models", "steps", "naive_steps", "mapper_steps", "private_steps"):
         counts[name] = getattr(cfg, name), 1
     counts["rounds"] = cfg.rounds, 1
+    counts["rival_models"] = cfg.rival_models, 0
+    counts["peak_size"] = cfg.peak_size, 1
     for name, (value, smallest) in counts.items():
         if value < smallest:
             raise InputError(f"{name}={value}: must be at least {smallest}")

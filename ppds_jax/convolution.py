@@ -11,10 +11,12 @@ in the one form that is fast; `im2col` and `max_pool` have no such trouble at al
 import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from ppds_jax.jaxprs import reinterpret
 
@@ -35,6 +37,113 @@ def canonical(fn: Callable) -> Callable:
     return reinterpret(fn, rules)
 
 
+def stacked(fn: Callable) -> Callable:
+    """Returns `fn`, ready for a `vmap` that gives each model kernels of its own.
+
+    Under such a `vmap` a convolution becomes one with groups, a group for each model,
+    for which accelerators have slow kernels only. Here it becomes a batch of matrix
+    products of what each place sees; so do its gradients. Any other `vmap`, or none,
+    leaves convolutions as they are. Apply it after `jax.grad`, not before.
+
+    >>> step = stacked(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))
+    >>> image, kernels = jnp.ones((1, 2, 5, 5)), jnp.ones((4, 3, 2, 3, 3))
+    >>> jax.vmap(step, (None, 0))(image, kernels).shape
+    (4, 1, 3, 5, 5)
+    """
+    return reinterpret(fn, {"conv_general_dilated": _stackable})
+
+
+def _stackable(eqn, inputs: list) -> list:
+    """One convolution, with a rule for a `vmap` over kernels."""
+    plain = partial(eqn.primitive.bind, **eqn.params)
+    convolve = custom_vmap(plain)
+
+    @convolve.def_vmap
+    def rule(size, batched, image, kernel):
+        axes = tuple(0 if is_batched else None for is_batched in batched)
+        shape = eqn.outvars[0].aval.shape
+        pairs = (image, axes[0]), (kernel, axes[1])
+        if size == 1:  # without groups, too
+            first = [x[0] if axis == 0 else x for x, axis in pairs]
+            return plain(*first)[None], True
+        one = _as_products(eqn.params, shape) if batched[1] else plain
+        return jax.vmap(one, axes)(image, kernel), True
+
+    return [convolve(*inputs)]
+
+
+def _as_products(params, shape: Sequence[int]) -> Callable:
+    """A convolution as matrix products, where it is a layer or a gradient of one.
+
+    Args:
+      params: of the primitive.
+      shape: of its result.
+    """
+    lhs, rhs, out = params["dimension_numbers"]
+    padding, strides = params["padding"], params["window_strides"]
+    spaced, dilation = params["lhs_dilation"], params["rhs_dilation"]
+    sizes = tuple(shape[i] for i in out[2:])
+
+    def convolve(image, kernel):
+        kh, kw, after, before = (kernel.shape[i] for i in (*rhs[2:], *rhs[:2]))
+        if not _is_single(params):
+            form = None
+        elif {*strides, *spaced} == {1} and kh * kw >= math.prod(sizes):
+            form = partial(_by_kernel, sizes=sizes, strides=dilation)
+        elif {*strides, *dilation} == {1} and (after < before or {*spaced} != {1}):
+            form = partial(_by_image, sizes=sizes, spaced=spaced)
+        elif {*spaced, *dilation} == {1}:
+            form = partial(im2col, strides=strides)
+        else:
+            form = None
+        if form is None:
+            return lax.conv_general_dilated_p.bind(image, kernel, **params)
+        image = image.transpose((lhs[0], *lhs[2:], lhs[1]))
+        kernel = kernel.transpose((*rhs[2:], rhs[1], rhs[0]))
+        order = (out[0], *out[2:], out[1])
+        result = form(image, kernel, padding=padding, precision=params["precision"])
+        return result.transpose(tuple(order.index(i) for i in range(4)))
+
+    return convolve
+
+
+def _is_single(params) -> bool:
+    """Whether it is of images, without groups, its result of its inputs' type."""
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    is_typed = params["preferred_element_type"] is not None
+    return len(params["window_strides"]) == 2 and groups == 1 and not is_typed
+
+
+def _by_kernel(image, kernel, *, sizes, strides, padding, precision):
+    """The gradient of a layer by its kernel: [c h w n], [h' w' n d] -> [c kh kw d]."""
+    columns = patches(image.transpose(3, 1, 2, 0), sizes, strides, padding)
+    slope = kernel.transpose(2, 0, 1, 3)
+    rows = (0, 1, 2), (0, 1, 2)
+    result = jnp.tensordot(columns, slope, rows, precision=precision)
+    result = result.reshape(*sizes, -1, slope.shape[-1])
+    return result.transpose(2, 0, 1, 3)
+
+
+def _by_image(image, kernel, *, sizes, spaced, padding, precision):
+    """What each pixel adds to the places around it: a layer's gradient by its image.
+
+    [n h w c], [kh kw c d] -> [n h' w' d], the pixels being `spaced` apart.
+    """
+    kh, kw, channels, _ = kernel.shape
+    kernel = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    columns = jnp.matmul(image, kernel, precision=precision)
+    total: Any = 0
+    for k, piece in enumerate(jnp.split(columns, kh * kw, axis=-1)):
+        edges = [(0, 0, 0)]
+        for axis, offset in enumerate(divmod(k, kw)):
+            low = padding[axis][0] - offset
+            length = (image.shape[axis + 1] - 1) * spaced[axis] + 1
+            edges.append((low, sizes[axis] - length - low, spaced[axis] - 1))
+        zero = jnp.zeros((), columns.dtype)
+        total += lax.pad(piece, zero, [*edges, (0, 0, 0)])
+    return total
+
+
 FEW = 32  # weights of one output of a layer that is faster as a matrix product
 
 
@@ -50,7 +159,8 @@ def _convolution(eqn, inputs: list) -> list:
     # what made them is computed once, and not anew within each transposition
     image, kernel = lax.optimization_barrier((image, kernel))
     if math.prod(kernel.shape[:-1]) <= FEW and _is_plain(params):
-        result = im2col(image, kernel, params["window_strides"], params["padding"])
+        strides, padding = params["window_strides"], params["padding"]
+        result = im2col(image, kernel, strides, padding, precision=params["precision"])
     else:
         nhwc = lax.conv_dimension_numbers(
             image.shape, kernel.shape, ("NHWC", "HWIO", "NHWC")
@@ -91,7 +201,7 @@ def _is_plain(params) -> bool:
     )
 
 
-def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
+def im2col(image, kernel, strides, padding, *_, precision=None, **__):
     """Convolution as shifted slices and one matrix product.
 
     A drop-in for the `conv_general_dilated` argument of `flax.linen.Conv`: fast on a
@@ -102,13 +212,15 @@ def im2col(image, kernel, strides, padding, *_, dimension_numbers=None, **__):
       kernel: [kh kw c d].
       strides: the window's steps (sh, sw).
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      precision: of the product, as for `jnp.matmul`.
 
     Returns:
       [n h' w' d], equal to `lax.conv_general_dilated` up to float rounding.
     """
     kh, kw, channels, features = kernel.shape
     columns = patches(image, (kh, kw), strides, padding)
-    return columns @ kernel.reshape(kh * kw * channels, features)
+    kernel = kernel.reshape(kh * kw * channels, features)
+    return jnp.matmul(columns, kernel, precision=precision)
 
 
 def patches(

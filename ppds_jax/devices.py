@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ppds_jax.convolution import canonical
+from ppds_jax.convolution import canonical, stacked
 from ppds_jax.types import InputError
 
 Mode = Literal["auto", "map", "vmap", "shard-map", "shard-vmap"]
@@ -64,7 +64,8 @@ def use_cores(count: int | None = None) -> None:
 
 def loop_body(fn: Callable) -> Callable:
     """`fn`, made fit for the body of a compiled loop on the default backend."""
-    return canonical(fn) if jax.default_backend() == "cpu" else fn
+    forms = {"cpu": canonical, "gpu": stacked}
+    return forms.get(jax.default_backend(), lambda fn: fn)(fn)
 
 
 def spread(rows: jax.Array) -> jax.Array:

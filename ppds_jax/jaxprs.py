@@ -1,5 +1,6 @@
 """Programs as data: run a traced function anew, with some of its operations changed."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,16 @@ def contains(jaxpr: core.Jaxpr, name: str) -> bool:
         or any(contains(inner.jaxpr, name) for inner in bodies(eqn))
         for eqn in jaxpr.eqns
     )
+
+
+def largest(jaxpr: core.Jaxpr) -> int:
+    """Bytes of the largest array that a program makes, at any depth."""
+    found = [0]
+    for eqn in jaxpr.eqns:
+        found += [largest(body.jaxpr) for body in bodies(eqn)]
+        kinds: list[Any] = [x.aval for x in eqn.outvars]
+        found += [math.prod(kind.shape) * kind.dtype.itemsize for kind in kinds]
+    return max(found)
 
 
 def _rewrite(value: Any, rules: Mapping[str, Rule]) -> Any:

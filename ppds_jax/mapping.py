@@ -12,7 +12,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from ppds_jax.devices import SHADOW_AXIS, Layout, Mode
+from ppds_jax.jaxprs import largest
 from ppds_jax.types import InputError, PyTree
+
+FILLS = 16 * 2**20  # bytes of an array; a model with a larger one gains by no vmap
+FEW, MANY = 8, 16  # rows to learn from; arrays as large as the largest in a program
 
 
 class Mapped:
@@ -29,6 +33,7 @@ class Mapped:
         self.used = 0  # rows in one call, the last time
         self._programs: dict[Any, Any] = {}
         self._needs: dict[Any, float] = {}
+        self._sizes: dict[Any, int] = {}
 
     def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
@@ -92,8 +97,8 @@ class Mapped:
         """
         devices, count = self.layout.shape[0], _count(rows)
         most = -(-count // devices) * devices
-        if self.layout.at_once and self.layout.resolved.endswith("vmap"):
-            most = min(most, self.layout.at_once * devices)
+        if self.layout.resolved.endswith("vmap"):
+            most = min(most, self._vmapped(shared, rows, most // devices) * devices)
         most = min(most, self._most or most)
         while True:
             calls = -(-count // most)
@@ -112,6 +117,36 @@ class Mapped:
                 )
             fits = int(chunk / devices * max(free, 0) / need)
             most = self._most = devices * min(max(fits, 1), chunk // devices - 1)
+
+    def _vmapped(self, shared: PyTree, rows: PyTree, most: int) -> int:
+        """Rows in a vmap on each device, of at most `most`, before memory is counted.
+
+        A model that fills an accelerator by itself is trained on its own there. Where
+        all at once might be far too many, a few are compiled to learn what one needs.
+        """
+        if self.layout.at_once:
+            most = min(most, self.layout.at_once)
+        if most == 1 or self._most:
+            return most
+        size = self._largest(shared, rows)
+        if self.layout.mode == "auto" and size >= FILLS:
+            return 1
+        free = self.layout.free()
+        if most > FEW and MANY * size * most > free:
+            need = self._need(shared, rows, FEW * self.layout.shape[0])
+            most = min(most, max(FEW, int(FEW * max(free, 0) / max(need, 1))))
+        return most
+
+    def _largest(self, shared: PyTree, rows: PyTree) -> int:
+        """Bytes of the largest array that one row's program makes."""
+        part = jax.tree.map(lambda x: _resized(x, 1), rows)
+        key = _kind((shared, part))
+        if key not in self._sizes:
+            row = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part
+            )
+            self._sizes[key] = largest(jax.make_jaxpr(self._fn)(shared, row).jaxpr)
+        return self._sizes[key]
 
     def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> float:
         """Bytes on each device, as the compiler counts them."""

@@ -12,11 +12,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -58,20 +58,23 @@ class Result:
         return float(np.median(self.seconds)) / self.units
 
 
-def contest(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Result]:
+Name = TypeVar("Name", bound=Hashable)
+
+
+def contest(contestants: Mapping[Name, Contestant], rounds: int) -> dict[Name, Result]:
     """Runs all contestants, `rounds` times in turn.
 
     Raises:
       RuntimeError: a process that ends early, with the end of what it said.
     """
     with ExitStack() as stack:
-        teams: dict[str, list[_Process]] = {}
+        teams: dict[Name, list[_Process]] = {}
         for name, one in contestants.items():
             teams[name] = [_Process(one, cores, stack) for cores in one.cores]
         for team in teams.values():
             for process in team:
                 process.facts = process.answer()
-        seconds: dict[str, list[float]] = {name: [] for name in teams}
+        seconds: dict[Name, list[float]] = {name: [] for name in teams}
         for _ in range(rounds):
             for name, team in teams.items():
                 start = time.perf_counter()

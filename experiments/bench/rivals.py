@@ -76,6 +76,14 @@ def network(net: str, shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(*layers, nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
 
 
+def _device() -> str:
+    """The fastest there is, its products as precise as JAX's are by default there."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.set_float32_matmul_precision("high")  # tf32, as for convolutions
+    return "cuda"
+
+
 def _images(shape: tuple[int, int, int], count: int, device: str) -> tuple:
     rng = np.random.default_rng(0)
     h, w, channels = shape
@@ -100,7 +108,7 @@ def shadows(
     drawn anew.
     """
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     image, label = _images(SHAPES[size], IMAGES, device)
     layout = torch.channels_last if tuned else torch.contiguous_format
     image = image.contiguous(memory_format=layout)
@@ -137,7 +145,7 @@ def together(
     from torch.func import functional_call, grad, stack_module_state, vmap
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     image, label = _images(SHAPES[size], IMAGES, device)
     shape = network(net, SHAPES[size]).to("meta")
 
@@ -167,7 +175,7 @@ def private(net: str, mode: str, steps: int, threads: int = 1) -> Work:
     from opacus import PrivacyEngine
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     image, label = _images(SHAPES["mnist"], PRIVATE_IMAGES, device)
     model = network(net, SHAPES["mnist"]).to(device)
     sgd = torch.optim.SGD(model.parameters(), 0.1)

@@ -4,6 +4,7 @@ A part is a function of the `Config` that gives rows (name, value, unit).
 """
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -29,8 +30,11 @@ class Config:
     Attributes:
       parts: of the table: shadows, widths, mappers, private, score, methods, start.
       nets: maxpool, stride, mlp, wrn16-4.
-      size: of the images: mnist (28x28x1) or cifar (32x32x3).
+      sizes: of the images: mnist (28x28x1), cifar (32x32x3); the contest with PyTorch
+        is at the first.
       models: shadow models in the contest with PyTorch.
+      rival_models: those that PyTorch trains in its loops, whose cost is one's times
+        their number; 0: as many.
       steps: of each model, batch 128.
       functional: whether `torch.func`, all models in one `vmap`, is a rival too.
       compiled: whether PyTorch's compiler, with CUDA graphs, is one.
@@ -46,14 +50,21 @@ class Config:
       engines: of DP-SGD, besides a plain step and ghost clipping.
       private_cores: on how many cores DP-SGD is timed, one process on each.
       private_steps: of DP-SGD, expected batch 256.
+      by_core: whether a rival also is a process on each core, and DP-SGD on one core;
+        else all have the whole machine.
+      published: whether the step of DPDM is one of its published size.
+      peak_size: of the square matrices whose product is the peak.
+      merged: whether all of a part's contestants are prepared at once, where compilers
+        take longer than the work, and memory is ample.
       rounds: of each contest; ratios are medians over them.
       scoring: the attacks that are timed.
     """
 
     parts: tuple[str, ...] = ("shadows", "private", "score")
     nets: tuple[Net, ...] = ("maxpool", "stride", "mlp")
-    size: Literal["mnist", "cifar"] = "mnist"
+    sizes: tuple[Literal["mnist", "cifar"], ...] = ("mnist",)
     models: int = 16
+    rival_models: int = 0
     steps: int = 16
     functional: bool = False
     compiled: bool = False
@@ -69,6 +80,10 @@ class Config:
     engines: tuple[Engine, ...] = ()
     private_cores: tuple[int, ...] = (1,)
     private_steps: int = 4
+    by_core: bool = True
+    published: bool = False
+    peak_size: int = 1024
+    merged: bool = False
     rounds: int = 3
     scoring: Scoring = field(default_factory=Scoring)
 
@@ -89,44 +104,23 @@ def _cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _pinned(place: str, options: dict, cores: list[int], units: float) -> Contestant:
-    """The work spread over processes, one a core."""
-    return Contestant(place, options, tuple((core,) for core in cores), units)
+Groups = dict[str, dict[str, Contestant]]
+
+
+def _contests(cfg: Config, groups: Groups, rounds: int) -> dict[str, dict[str, Result]]:
+    """Results of contestants that are compared within groups."""
+    if not cfg.merged:
+        return {place: contest(entries, rounds) for place, entries in groups.items()}
+    pairs = [(place, name) for place, entries in groups.items() for name in entries]
+    found = contest({pair: groups[pair[0]][pair[1]] for pair in pairs}, rounds)
+    return {place: {n: found[place, n] for n in groups[place]} for place in groups}
 
 
 def shadows(cfg: Config) -> list[Row]:
     """Shadow models against PyTorch, and the max-pool CNN against naive JAX."""
-    rows, cores = [], _cores()
-    for net in cfg.nets:
-        work: dict[str, Any] = {"net": net, "models": cfg.models, "steps": cfg.steps}
-        work["size"] = cfg.size
-        units = cfg.models * cfg.steps
-        entries = {"ours": Contestant("ours:shadows", work, units=units)}
-        if _rivals():
-            threads = work | {"threads": len(cores)}
-            entries["torch/threads"] = Contestant(
-                "rivals:shadows", threads, units=units
-            )
-            half = work | {"models": max(1, cfg.models // len(cores))}
-            units = half["models"] * len(cores) * cfg.steps
-            for name, tuned in (("torch", False), ("torch_tuned", True)):
-                entries[f"{name}/processes"] = _pinned(
-                    "rivals:shadows", half | {"tuned": tuned}, cores, units
-                )
-            if cfg.functional:
-                entries["torch_func/threads"] = Contestant(
-                    "rivals:together", threads, units=cfg.models * cfg.steps
-                )
-            if cfg.compiled:
-                entries["torch_compiled/process"] = Contestant(
-                    "rivals:shadows",
-                    work | {"tuned": True, "compiled": True},
-                    units=cfg.models * cfg.steps,
-                )
-        entries["peak"] = Contestant(
-            "ours:matrix_product", {"size": 1024, "repeats": 20}
-        )
-        results = contest(entries, cfg.rounds)
+    rows: list[Row] = []
+    groups: Groups = {net: _shadows(cfg, net) for net in cfg.nets}
+    for net, results in _contests(cfg, groups, cfg.rounds).items():
         peak = results.pop("peak")
         share = peak.per_unit * results["ours"].facts["flops"]
         share /= peak.facts["flops"] * results["ours"].per_unit
@@ -139,11 +133,53 @@ def shadows(cfg: Config) -> list[Row]:
                 )
         rows += [_ms(f"shadow_ms/{net}/{name}", r) for name, r in results.items()]
         for name, result in results.items():
-            rows.append(row(f"shadow_memory/{net}/{name}", result.memory, "GiB"))
+            unit = "GiB of main memory"
+            rows.append(row(f"shadow_memory/{net}/{name}", result.memory, unit))
         rate = share * peak.facts["flops"] / peak.per_unit / 1e9
         rows.append(row(f"gflops/{net}", rate, "thousand million operations a second"))
         rows.append(row(f"peak_share/{net}", share, "of the matrix-product peak"))
     return rows + (_naive(cfg) if cfg.naive and "maxpool" in cfg.nets else [])
+
+
+def _shadows(cfg: Config, net: str) -> dict[str, Contestant]:
+    """One network's contestants."""
+    work: dict[str, Any] = {"net": net, "steps": cfg.steps, "size": cfg.sizes[0]}
+    all_of = work | {"models": cfg.models}
+    units = cfg.models * cfg.steps
+    entries = {"ours": Contestant("ours:shadows", all_of, units=units)}
+    if _rivals():
+        entries |= _loops(cfg, work)
+        if cfg.functional:
+            options = all_of | {"threads": len(_cores())}
+            entries["torch_func/threads"] = Contestant(
+                "rivals:together", options, units=units
+            )
+    peak = {"size": cfg.peak_size, "repeats": 20}
+    return entries | {"peak": Contestant("ours:matrix_product", peak)}
+
+
+def _loops(cfg: Config, work: dict[str, Any]) -> dict[str, Contestant]:
+    """PyTorch's loops over models."""
+    place, cores = "rivals:shadows", _cores()
+    models = cfg.rival_models or cfg.models
+    work, units = work | {"models": models}, models * cfg.steps
+    threads = {"threads": len(cores)}
+    entries = {"torch/threads": Contestant(place, work | threads, units=units)}
+    if cfg.by_core:
+        part = work | {"models": max(1, models // len(cores))}
+        total = part["models"] * len(cores) * cfg.steps
+        each = tuple((core,) for core in cores)
+        for name, tuned in (("torch", False), ("torch_tuned", True)):
+            entries[f"{name}/processes"] = Contestant(
+                place, part | {"tuned": tuned}, each, total
+            )
+    else:
+        faster = work | threads | {"tuned": True}
+        entries["torch_tuned/threads"] = Contestant(place, faster, units=units)
+    if cfg.compiled:
+        faster = work | {"tuned": True, "compiled": True}
+        entries["torch_compiled/process"] = Contestant(place, faster, units=units)
+    return entries
 
 
 def _naive(cfg: Config) -> list[Row]:
@@ -169,8 +205,8 @@ EPOCHS, BATCHES = 20, 8  # of a shadow model: 1,000 images in batches of 128
 def widths(cfg: Config) -> list[Row]:
     """Models an hour and memory over M, by the default mapping, in limited memory."""
     rows = []
-    for net in cfg.width_nets:
-        work = {"net": net, "size": cfg.size, "memory": cfg.memory_limit}
+    for net, size in itertools.product(cfg.width_nets, cfg.sizes):
+        work = {"net": net, "size": size, "memory": cfg.memory_limit}
         work["steps"] = cfg.width_steps
         entries = {
             str(models): Contestant(
@@ -180,15 +216,14 @@ def widths(cfg: Config) -> list[Row]:
             )
             for models in cfg.widths
         }
-        place = f"{net}-{cfg.size}"
+        place = f"{net}-{size}"
         results = contest(entries, min(3, cfg.rounds))
         for models, result in results.items():
             name = f"{place}/{models}"
             rows.append(_ms(f"width_ms/{name}", result))
-            hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
-            unit = f"models of {EPOCHS} epochs of 1,000 images"
-            rows.append(row(f"shadows_per_hour/{name}", hourly, unit))
-            rows.append(row(f"peak_memory/{name}", result.memory, "GiB"))
+            rows.append(_hourly(name, result))
+            unit = "GiB of main memory"
+            rows.append(row(f"peak_memory/{name}", result.memory, unit))
         costs = [result.per_unit for result in results.values()][1:] or [1.0]
         spread = max(costs) / min(costs)
         unit = "dearest M over cheapest, above the first"
@@ -198,18 +233,22 @@ def widths(cfg: Config) -> list[Row]:
 
 def mappers(cfg: Config) -> list[Row]:
     """Which way to map is the fastest for each network and M: why the default is."""
+    groups: Groups = {}
+    each = itertools.product(cfg.width_nets, cfg.sizes, cfg.mapper_widths)
+    for net, size, models in each:
+        work: dict[str, Any] = {"net": net, "models": models, "size": size}
+        work |= {"steps": cfg.mapper_steps, "memory": cfg.memory_limit}
+        units = models * cfg.mapper_steps
+        groups[f"{net}-{size}/{models}"] = {
+            mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
+            for mode in cfg.modes
+        }
     rows = []
-    for net in cfg.width_nets:
-        for models in cfg.mapper_widths:
-            work: dict[str, Any] = {"net": net, "models": models, "size": cfg.size}
-            work |= {"steps": cfg.mapper_steps, "memory": cfg.memory_limit}
-            units = models * cfg.mapper_steps
-            entries: dict[str, Contestant] = {
-                mode: Contestant("ours:shadows", work | {"mode": mode}, units=units)
-                for mode in cfg.modes
-            }
-            for mode, result in contest(entries, min(3, cfg.rounds)).items():
-                rows.append(_ms(f"mapper_ms/{net}-{cfg.size}/{mode}/{models}", result))
+    for place, results in _contests(cfg, groups, min(3, cfg.rounds)).items():
+        where, many = place.split("/")
+        for mode, result in results.items():
+            rows.append(_ms(f"mapper_ms/{where}/{mode}/{many}", result))
+            rows.append(_hourly(f"{where}/{mode}/{many}", result))
     return rows
 
 
@@ -217,43 +256,44 @@ def private(cfg: Config) -> list[Row]:
     """DP-SGD, examples a second: our engines, a plain step, and Opacus."""
     rows, cores = [], _cores()
     nets = [net for net in cfg.nets if net in ("maxpool", "stride")]
-    for net in nets:
-        for count in cfg.private_cores:
-            if count > len(cores):
-                continue
-            label = "" if count == 1 else f"/{count}cores"
-            results = _private(cfg, net, cores[:count])
-            for name, result in results.items():
-                speed = 1 / result.per_unit
-                rows.append(row(f"dp_examples/{net}/{name}{label}", speed, "a second"))
-            rows.append(
-                row(
-                    f"dp_over_plain/{net}{label}",
-                    ratio(results["ghost"], results["plain"]),
-                    "times the plain step",
-                )
-            )
-            for mode in ("hooks", "ghost"):
-                if f"opacus_{mode}" in results:
-                    name = f"dp_speedup_vs_opacus_{mode}/{net}{label}"
-                    rival = results[f"opacus_{mode}"]
-                    rows.append(row(name, ratio(rival, results["ghost"]), "times"))
+    groups = {
+        net + ("" if count == 1 else f"/{count}cores"): _private(cfg, net, count)
+        for net in nets
+        for count in cfg.private_cores
+        if count <= len(cores)
+    }
+    for place, results in _contests(cfg, groups, cfg.rounds).items():
+        net, _, label = place.partition("/")
+        label = label and f"/{label}"
+        for name, result in results.items():
+            speed = 1 / result.per_unit
+            rows.append(row(f"dp_examples/{net}/{name}{label}", speed, "a second"))
+        over = ratio(results["ghost"], results["plain"])
+        rows.append(row(f"dp_over_plain/{place}", over, "times the plain step"))
+        for mode in ("hooks", "ghost"):
+            if f"opacus_{mode}" in results:
+                name = f"dp_speedup_vs_opacus_{mode}/{place}"
+                rival = results[f"opacus_{mode}"]
+                rows.append(row(name, ratio(rival, results["ghost"]), "times"))
     return rows
 
 
-def _private(cfg: Config, net: str, cores: list[int]) -> dict[str, Result]:
+def _private(cfg: Config, net: str, count: int) -> dict[str, Contestant]:
+    """One network's contestants, on so many cores."""
     work = {"net": net, "steps": cfg.private_steps}
-    units = cfg.private_steps * 256 * len(cores)
-    entries = {
-        name: _pinned("ours:private", work | {"engine": name}, cores, units)
+    units = cfg.private_steps * 256 * count
+    cores = tuple((core,) for core in _cores()[:count]) if cfg.by_core else (None,)
+    places = {
+        name: ("ours:private", {"engine": name})
         for name in ("plain", "ghost", *cfg.engines)
     }
     if _rivals():
         for mode in ("hooks", "ghost"):
-            entries[f"opacus_{mode}"] = _pinned(
-                "rivals:private", work | {"mode": mode}, cores, units
-            )
-    return contest(entries, cfg.rounds)
+            places[f"opacus_{mode}"] = "rivals:private", {"mode": mode}
+    return {
+        name: Contestant(place, work | options, cores, units)
+        for name, (place, options) in places.items()
+    }
 
 
 def score(cfg: Config) -> list[Row]:
@@ -264,15 +304,17 @@ def score(cfg: Config) -> list[Row]:
 def methods(cfg: Config) -> list[Row]:
     """Whole methods: DP-MERF's fit, drawing from its generator, a step of DPDM."""
     steps, count = 10 * cfg.steps, 10_000
+    dpdm = {"steps": 1 if cfg.published else 2, "published": cfg.published}
     entries = {
-        "dpdm": Contestant("ours:dpdm", {"steps": 2}, units=2),
+        "dpdm": Contestant("ours:dpdm", dpdm, units=dpdm["steps"]),
         "dp_merf": Contestant("ours:dp_merf", {"steps": steps}),
         "sampling": Contestant("ours:sampling", {"count": count}, units=count),
     }
     results = contest(entries, cfg.rounds)
+    what = "4,096 images expected, 32 noises" if cfg.published else "64 images expected"
     return [
         row(f"dp_merf_seconds/{steps}_steps", results["dp_merf"].per_unit, "s"),
-        row("dpdm_step_seconds", results["dpdm"].per_unit, "s, 64 images expected"),
+        row("dpdm_step_seconds", results["dpdm"].per_unit, f"s, {what}"),
         row("dp_merf_samples", 1 / results["sampling"].per_unit, "images a second"),
     ]
 
@@ -298,6 +340,12 @@ def _seconds(command: list[str], cache: str) -> float:
 
 def _ratio(name: str, rival: Result, results: dict[str, Result]) -> Row:
     return row(name, ratio(rival, results["ours"]), "times")
+
+
+def _hourly(place: str, result: Result) -> Row:
+    hourly = 3600 / (result.per_unit * EPOCHS * BATCHES)
+    unit = f"models of {EPOCHS} epochs of 1,000 images"
+    return row(f"shadows_per_hour/{place}", hourly, unit)
 
 
 def _ms(name: str, result: Result) -> Row:

@@ -97,7 +97,8 @@ def clipped_sum(
         chosen = _fastest(one, params, data) if wanted == "auto" else wanted
         size = microbatch
         if chosen == "ghost":
-            size *= max(1, min(ghost_rows(), index.size) // microbatch)
+            many = min(ghost_rows() // multiplicity, index.size)
+            size *= max(1, many // microbatch)
         index = jnp.pad(index, (0, -index.size % size), constant_values=-1)
         # a sum of zeros that depends on the data: inside shard_map, replicated
         # parameters would have their gradients summed over devices before clipping
