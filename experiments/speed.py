@@ -18,7 +18,7 @@ turn in one run (see `experiments.bench.contest`), in two ways that the rows nam
 What to expect on 2 cores: 1.3 or more on the CNNs and 1.1 on the dense network against
 the plain loop, 8 or more against naive `vmap`; DP-SGD 8 times Opacus's hooks and 2.5
 times its ghost clipping on the stride CNN. Committed figures, with their machine:
-`experiments/results/speed_cpu.json`.
+`experiments/results/speed_cpu.json`, and `speed_h200.json` beside it.
 """
 
 import json

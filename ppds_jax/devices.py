@@ -97,7 +97,7 @@ def block_rows(rows: int) -> int:
 def ghost_rows() -> int:
     """How many images ghost clipping takes at once.
 
-    On an accelerator, where nothing has been measured yet, enough to fill it.
+    On an accelerator enough to fill it.
     """
     return CACHE_ROWS if jax.default_backend() == "cpu" else 512
 
@@ -147,7 +147,8 @@ def default_mode() -> Mode:
     """Shadows in turn on each core of a CPU: the fastest of those tried.
 
     The rows `mapper_ms` of `python -m experiments.speed full --parts mappers`.
-    On an accelerator, where nothing has been measured yet, `vmap` is expected to win.
+    On an accelerator `vmap`: the same rows of `make bench-gpu PART=2`. A model that is
+    large enough to fill it is trained on its own all the same (see `mapping`).
     """
     if jax.default_backend() == "cpu":
         return "shard-map"

@@ -129,7 +129,8 @@ class Mapped:
         if most == 1 or self._most:
             return most
         size = self._largest(shared, rows)
-        if self.layout.mode == "auto" and size >= FILLS:
+        is_free = self.layout.mode == "auto" and self.layout.at_once is None
+        if is_free and size >= FILLS:
             return 1
         free = self.layout.free()
         if most > FEW and MANY * size * most > free:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ppds_jax.convolution import canonical, im2col, max_pool
+from ppds_jax.convolution import canonical, im2col, max_pool, stacked
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 IMAGE = jax.random.normal(KEYS[0], (4, 9, 8, 3))
@@ -96,3 +96,63 @@ def test_gradients_by_kernels_are_products_that_a_cpu_has_a_fast_kernel_for():
     assert "0" in contracted(step), "there is nothing to cure"
     assert contracted(canonical(step)) == {"1"}
     chex_close(jax.jit(canonical(step))(KERNEL), step(KERNEL))
+
+
+def convolutions(fn, *args):
+    return jax.jit(fn).lower(*args).as_text().count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
+@pytest.mark.parametrize("features", [2, 5])  # fewer than the image's, and more
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (3, 2)])
+def test_a_vmap_over_kernels_becomes_products(strides, padding, features, window):
+    keys = jax.random.split(jax.random.key(2), 2)
+    images = jax.random.normal(keys[0], (2, 4, 9, 8, 3))
+    kernels = jax.random.normal(keys[1], (2, *window, 3, features))
+
+    def slopes(image, kernel):
+        loss = lambda x, w: jnp.sum(jnp.sin(plain(x, w, strides, padding)))
+        return jax.value_and_grad(loss, (0, 1))(image, kernel)
+
+    grouped, batched = jax.vmap(slopes), jax.vmap(stacked(slopes))
+    assert convolutions(grouped, images, kernels) == 3, "there is nothing to cure"
+    assert convolutions(batched, images, kernels) == 0
+    chex_close(jax.jit(batched)(images, kernels), jax.jit(grouped)(images, kernels))
+
+
+def test_a_vmap_of_one_or_over_images_alone_keeps_the_convolution():
+    conv = stacked(lambda x, w: plain(x, w, (1, 1), "SAME"))
+    one = jax.vmap(conv, (None, 0))
+    np.testing.assert_array_equal(one(IMAGE, KERNEL[None])[0], conv(IMAGE, KERNEL))
+    text = jax.jit(one).lower(IMAGE, KERNEL[None]).as_text()
+    assert "feature_group_count = 1" in text
+    over_images = jax.vmap(conv, (0, None))
+    assert convolutions(over_images, IMAGE[None], KERNEL) == 1
+
+
+def test_what_has_no_form_as_products_is_left_alone():
+    """A dilated kernel, and a convolution with groups, within a vmap over kernels."""
+    options = {"dimension_numbers": NHWC}
+    dilated = lambda x, w: lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", rhs_dilation=(2, 2), **options
+    )
+    grouped = lambda x, w: lax.conv_general_dilated(
+        x, w[:, :, :1, :3], (1, 1), "SAME", feature_group_count=3, **options
+    )
+    kernels = jnp.stack([KERNEL, 2 * KERNEL])
+    for conv in (dilated, grouped):
+        both = [jax.vmap(f, (None, 0))(IMAGE, kernels) for f in (conv, stacked(conv))]
+        chex_close(*both)
+
+
+def test_products_keep_the_precision_that_a_convolution_asks_for():
+    exact = lambda x, w: lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=NHWC, precision="highest"
+    )
+    kernels = jnp.stack([KERNEL, KERNEL])
+    many = jax.vmap(stacked(exact), (None, 0))
+    for fn, kernel in ((many, kernels), (canonical(exact), KERNEL)):
+        text = jax.jit(fn).lower(IMAGE, kernel).as_text()
+        assert "HIGHEST" in text
+        assert "DEFAULT" not in text

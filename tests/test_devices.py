@@ -103,6 +103,37 @@ def test_rows_that_do_not_fit_go_in_chunks(monkeypatch):
         mapped(SHARED, rows(16))
 
 
+def test_few_are_compiled_to_learn_what_many_would_take(monkeypatch):
+    """All 4,096 would be far too many: their program is never asked for."""
+    free = {"bytes": np.inf}
+    monkeypatch.setattr(Layout, "free", lambda self: free["bytes"])
+    mapped, asked = map_shadows(one, "vmap"), []
+    free["bytes"] = mapped._need(SHARED, rows(20), 20)
+    compiled = mapped.program
+    monkeypatch.setattr(
+        mapped,
+        "program",
+        lambda *args: asked.append(len(args[1][0])) or compiled(*args),
+    )
+    assert 10 <= mapped.chunk(SHARED, rows(4096)) <= 20
+    assert asked[0] == 8
+    assert max(asked) <= 25
+
+
+def test_a_model_that_fills_the_device_is_trained_on_its_own(monkeypatch):
+    monkeypatch.setattr("ppds_jax.devices.default_mode", lambda: "vmap")
+    assert map_shadows(one).chunk(SHARED, rows(4)) == 4
+    monkeypatch.setattr(mapping, "FILLS", 8)
+    assert map_shadows(one).chunk(SHARED, rows(4)) == 1
+    assert map_shadows(one, "vmap").chunk(SHARED, rows(4)) == 4, "as it was asked for"
+    assert map_shadows(one, at_once=3).chunk(SHARED, rows(4)) == 2, "and here too"
+    np.testing.assert_allclose(
+        map_shadows(one)(SHARED, rows(4)),
+        map_shadows(one, "vmap")(SHARED, rows(4)),
+        atol=1e-5,
+    )
+
+
 def test_what_is_in_use_already_counts_on_a_cpu():
     with pytest.raises(InputError, match=r"memory=0.001GB.*0 GB are left"):
         map_shadows(one, "map", memory=10**6)(SHARED, rows(2))
