@@ -79,14 +79,14 @@ def _as_products(params, shape: Sequence[int]) -> Callable:
       params: of the primitive.
       shape: of its result.
     """
-    lhs, rhs, out = params["dimension_numbers"]
+    _, rhs, out = params["dimension_numbers"]
     padding, strides = params["padding"], params["window_strides"]
     spaced, dilation = params["lhs_dilation"], params["rhs_dilation"]
     sizes = tuple(shape[i] for i in out[2:])
 
     def convolve(image, kernel):
         kh, kw, after, before = (kernel.shape[i] for i in (*rhs[2:], *rhs[:2]))
-        if not _is_single(params):
+        if not _is_single(params, image.dtype):
             form = None
         elif {*strides, *spaced} == {1} and kh * kw >= math.prod(sizes):
             form = partial(_by_kernel, sizes=sizes, strides=dilation)
@@ -98,20 +98,18 @@ def _as_products(params, shape: Sequence[int]) -> Callable:
             form = None
         if form is None:
             return lax.conv_general_dilated_p.bind(image, kernel, **params)
-        image = image.transpose((lhs[0], *lhs[2:], lhs[1]))
-        kernel = kernel.transpose((*rhs[2:], rhs[1], rhs[0]))
-        order = (out[0], *out[2:], out[1])
+        image, kernel = _standard(image, kernel, params)
         result = form(image, kernel, padding=padding, precision=params["precision"])
-        return result.transpose(tuple(order.index(i) for i in range(4)))
+        return _as_asked(result, params)
 
     return convolve
 
 
-def _is_single(params) -> bool:
+def _is_single(params, dtype) -> bool:
     """Whether it is of images, without groups, its result of its inputs' type."""
     groups = params["feature_group_count"] * params["batch_group_count"]
-    is_typed = params["preferred_element_type"] is not None
-    return len(params["window_strides"]) == 2 and groups == 1 and not is_typed
+    is_like = params["preferred_element_type"] in (None, dtype)
+    return len(params["window_strides"]) == 2 and groups == 1 and is_like
 
 
 def _by_kernel(image, kernel, *, sizes, strides, padding, precision):
@@ -151,11 +149,9 @@ def _convolution(eqn, inputs: list) -> list:
     """One convolution in the layout NHWC, HWIO, NHWC, between transpositions."""
     image, kernel = inputs
     params = dict(eqn.params)
-    lhs, rhs, out = params.pop("dimension_numbers")
     if params["batch_group_count"] > 1:  # gradient of a grouped convolution
-        return [eqn.primitive.bind(image, kernel, **eqn.params)]
-    image = image.transpose((lhs[0], *lhs[2:], lhs[1]))
-    kernel = kernel.transpose((*rhs[2:], rhs[1], rhs[0]))
+        return [eqn.primitive.bind(image, kernel, **params)]
+    image, kernel = _standard(image, kernel, params)
     # what made them is computed once, and not anew within each transposition
     image, kernel = lax.optimization_barrier((image, kernel))
     if math.prod(kernel.shape[:-1]) <= FEW and _is_plain(params):
@@ -165,9 +161,23 @@ def _convolution(eqn, inputs: list) -> list:
         nhwc = lax.conv_dimension_numbers(
             image.shape, kernel.shape, ("NHWC", "HWIO", "NHWC")
         )
-        result = eqn.primitive.bind(image, kernel, dimension_numbers=nhwc, **params)
+        params["dimension_numbers"] = nhwc
+        result = eqn.primitive.bind(image, kernel, **params)
+    return [_as_asked(result, eqn.params)]
+
+
+def _standard(image, kernel, params) -> tuple[jax.Array, jax.Array]:
+    """A convolution's arguments, as NHWC and HWIO."""
+    lhs, rhs, _ = params["dimension_numbers"]
+    image = image.transpose((lhs[0], *lhs[2:], lhs[1]))
+    return image, kernel.transpose((*rhs[2:], rhs[1], rhs[0]))
+
+
+def _as_asked(result, params) -> jax.Array:
+    """A convolution's NHWC result, in the layout that was asked for."""
+    out = params["dimension_numbers"][2]
     order = (out[0], *out[2:], out[1])
-    return [result.transpose(tuple(order.index(i) for i in range(result.ndim)))]
+    return result.transpose(tuple(order.index(i) for i in range(result.ndim)))
 
 
 def _product(eqn, inputs: list) -> list:

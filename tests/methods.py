@@ -6,7 +6,7 @@ from typing import Any
 from ppds_jax import classifiers, generators
 
 SMALL = {"epochs": 2, "num_steps": 5, "features": 50, "batch_size": 20}
-SMALL |= {"samples": 20, "per_class": 2}
+SMALL |= {"samples": 20, "per_class": 2, "tones": 4}
 SMALL |= {"width": 4, "multipliers": (1,), "multiplicity": 2, "sampler_steps": 2}
 SMALL |= {"critic_steps": 2, "central_images": 3, "pretrain_steps": 3}
 

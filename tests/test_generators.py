@@ -177,6 +177,26 @@ def test_class_pca_has_the_moments_of_its_class(digits):
     np.testing.assert_allclose(half @ half.T, centred.T @ centred / len(x), atol=1e-5)
 
 
+def test_class_pca_has_the_tones_of_its_class(digits):
+    """Black and white images, which a Gaussian's are not, at every share of white."""
+    image = jnp.where(digits.image > 128, 255, 0).astype(jnp.uint8)
+    sketch = digits._replace(image=image)
+    label = jnp.repeat(jnp.arange(10), 200)
+    key = jax.random.key(1)
+    grey = {}
+    for tones in (0, 16):
+        method, state = state_of(ClassPCA(tones=tones), sketch, FREE)
+        drawn = np.asarray(method.sample(key, state, label, ())).reshape(10, -1)
+        grey[tones] = ((drawn > 0.2) & (drawn < 0.8)).mean()
+        white = [
+            float((decode(image[digits.member & (digits.label == c)]) > 0.5).mean())
+            for c in range(10)
+        ]
+    np.testing.assert_allclose((drawn > 0.5).mean(1), white, atol=0.03)
+    assert grey[0] > 0.2
+    assert grey[16] < 0.02
+
+
 def test_kernel_inducing_points_learn(digits):
     """Kernel ridge regression on the distilled images predicts the private labels."""
     config = DPKip(per_class=2, epochs=60, batch_size=60, clip_norm=10.0)

@@ -21,7 +21,7 @@ def fitted(config, data):
     return jax.jit(lambda key: fit(key, method, data)[0])(jax.random.key(0)).params
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("method", [CNN, DPCNN])
 def test_parameters_stay_float32_and_close(method, precision, digits):
     exact = fitted(method(**SMALL), digits)
@@ -33,7 +33,7 @@ def test_parameters_stay_float32_and_close(method, precision, digits):
 
 def dots(jaxpr):
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             yield eqn
         for body in bodies(eqn):
             yield from dots(body.jaxpr)
@@ -47,6 +47,24 @@ def test_bfloat16_reaches_every_product_of_the_network(pool, digits):
     found = list(dots(step.jaxpr))
     assert found
     assert {v.aval.dtype for e in found for v in e.invars} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize(
+    ("precision", "asked"),
+    [
+        ("default", None),
+        ("float32", (jax.lax.Precision.HIGHEST,) * 2),
+        ("tf32", (jax.lax.Precision.HIGH,) * 2),  # JAX's word for it
+    ],
+)
+@pytest.mark.parametrize("pool", [False, True])
+def test_every_product_of_a_step_asks_for_its_precision(pool, precision, asked, digits):
+    """Convolutions included, forward and backward."""
+    method = CNN(**SMALL, pool=pool, precision=precision).make(DIGITS, BUDGET)
+    state = method.init(jax.random.key(0), digits, ())
+    step = jax.make_jaxpr(method.step)(jax.random.key(0), state, digits, ())
+    found = {eqn.params["precision"] for eqn in dots(step.jaxpr)}
+    assert found == {asked}
 
 
 def test_a_private_step_in_bfloat16_keeps_its_sensitivity(digits):

@@ -35,7 +35,7 @@ class CNN:
     batch_size: int = 64
     learning_rate: float = 2e-3
     pool: bool = False
-    precision: Precision = "float32"
+    precision: Precision = "default"
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self)

@@ -54,7 +54,7 @@ class DPCNN:
     clip_norm: float = 1.0
     clipping: Clipping = "global"
     bands: int = 1
-    precision: Precision = "float32"
+    precision: Precision = "default"
 
     def make(self, spec: DataSpec, budget: Budget) -> Classifier:
         check_numbers(self, "momentum")
