@@ -12,6 +12,7 @@ turn in one run (see `experiments.bench.contest`), in two ways that the rows nam
 * `shadow_speedup_vs_torch/NET`: 16 models in PyTorch, each a plain loop, by the faster
   of one process with two threads and two processes pinned to a core each;
   `..._tuned/NET`: by the latter with channels-last images and fused Adam.
+  On an accelerator `torch` is one process, and its loops train `rival_models`.
 * `dp_speedup_vs_opacus_MODE/NET`: DP-SGD on one pinned core; `.../2cores`: on each of
   two cores at once.
 
@@ -60,11 +61,10 @@ WIDE = replace(
     width_nets=("wrn16-4",),
     sizes=("cifar",),
     models=16,
-    steps=5,
     widths=(1, 4, 16, 64, 256),
-    width_steps=5,
+    width_steps=40,
     mapper_widths=(4, 16),
-    mapper_steps=5,
+    rounds=2,
 )
 PRESETS: dict[str, tuple[str, Config]] = {
     "smoke": (

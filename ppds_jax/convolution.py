@@ -85,10 +85,10 @@ def _as_products(params, shape: Sequence[int]) -> Callable:
     sizes = tuple(shape[i] for i in out[2:])
 
     def convolve(image, kernel):
-        kh, kw, after, before = (kernel.shape[i] for i in (*rhs[2:], *rhs[:2]))
+        after, before, *window = (kernel.shape[i] for i in rhs)
         if not _is_single(params, image.dtype):
             form = None
-        elif {*strides, *spaced} == {1} and kh * kw >= math.prod(sizes):
+        elif {*strides, *spaced} == {1} and math.prod(window) >= math.prod(sizes):
             form = partial(_by_kernel, sizes=sizes, strides=dilation)
         elif {*strides, *dilation} == {1} and (after < before or {*spaced} != {1}):
             form = partial(_by_image, sizes=sizes, spaced=spaced)
@@ -149,7 +149,8 @@ def _convolution(eqn, inputs: list) -> list:
     """One convolution in the layout NHWC, HWIO, NHWC, between transpositions."""
     image, kernel = inputs
     params = dict(eqn.params)
-    if params["batch_group_count"] > 1:  # gradient of a grouped convolution
+    # of signals or volumes, or the gradient of a grouped convolution
+    if len(params["window_strides"]) != 2 or params["batch_group_count"] > 1:
         return [eqn.primitive.bind(image, kernel, **params)]
     image, kernel = _standard(image, kernel, params)
     # what made them is computed once, and not anew within each transposition
@@ -203,8 +204,7 @@ def _product(eqn, inputs: list) -> list:
 def _is_plain(params) -> bool:
     """Whether `im2col` can do it: of images, without groups, dilation or cropping."""
     return (
-        len(params["window_strides"]) == 2
-        and params["feature_group_count"] == 1
+        params["feature_group_count"] == 1
         and {*params["lhs_dilation"], *params["rhs_dilation"]} == {1}
         and min(map(min, params["padding"])) >= 0
         and params["preferred_element_type"] is None

@@ -106,6 +106,9 @@ def _rewrite(value: Any, rules: Mapping[str, Rule]) -> Any:
         ]
         body = lambda *args: evaluate(value.jaxpr, value.consts, rules, *args)
         return jax.make_jaxpr(body)(*shapes)
+    if isinstance(value, core.Jaxpr):  # of `jax.checkpoint`; it has no constants
+        made = _rewrite(closed(value), rules)
+        return value if made.consts else made.jaxpr
     if isinstance(value, tuple) and any(isinstance(v, core.ClosedJaxpr) for v in value):
         return tuple(_rewrite(item, rules) for item in value)
     return value

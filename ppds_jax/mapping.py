@@ -27,8 +27,8 @@ class Mapped:
     all the same, half as many, and a warning says so.
     """
 
-    def __init__(self, fn: Callable[[Any, Any], Any], layout: Layout):
-        self._fn, self.layout = fn, layout
+    def __init__(self, fn: Callable[[Any, Any], Any], layout: Layout, steps: bool):
+        self._fn, self.layout, self._steps = fn, layout, steps
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self.used = 0  # rows in one call, the last time
         self._programs: dict[Any, Any] = {}
@@ -130,7 +130,7 @@ class Mapped:
             return most
         size = self._largest(shared, rows)
         is_free = self.layout.mode == "auto" and self.layout.at_once is None
-        if is_free and size >= FILLS:
+        if self._steps and is_free and size >= FILLS:
             return 1
         free = self.layout.free()
         if most > FEW and MANY * size * most > free:
@@ -183,7 +183,11 @@ class Mapped:
 
 
 def map_shadows(
-    fn: Callable[[Any, Any], Any], mode: Mode | Layout = "auto", **options: Any
+    fn: Callable[[Any, Any], Any],
+    mode: Mode | Layout = "auto",
+    *,
+    steps: bool = True,
+    **options: Any,
 ) -> Mapped:
     """Maps `fn(shared, row)` over the leading axis of `row`, compiled.
 
@@ -191,6 +195,8 @@ def map_shadows(
       fn: a pure function of a PyTree that all rows share (the data set) and of one
         row's PyTree (its key and membership).
       mode: a mode of `Layout`, or a whole one.
+      steps: whether `fn` is work enough that rows which fill an accelerator are better
+        done one by one, by default; else as many as fit are done at once.
       options: further fields of `Layout`.
 
     Returns:
@@ -205,7 +211,7 @@ def map_shadows(
     [0.0, 2.0, 4.0]
     """
     layout = mode if isinstance(mode, Layout) else Layout(mode, **options)
-    return Mapped(fn, layout)
+    return Mapped(fn, layout, steps)
 
 
 def _kind(args: PyTree) -> Any:

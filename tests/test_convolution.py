@@ -121,6 +121,30 @@ def test_a_vmap_over_kernels_becomes_products(strides, padding, features, window
     chex_close(jax.jit(batched)(images, kernels), jax.jit(grouped)(images, kernels))
 
 
+@pytest.mark.parametrize("dimensions", [1, 3])
+def test_signals_and_volumes_are_left_alone(dimensions):
+    image = jnp.arange(2.0 * 5**dimensions * 2).reshape(2, *(5,) * dimensions, 2)
+    kernel = jnp.ones((*(3,) * dimensions, 2, 4))
+    dims = ("NWC", "WIO", "NWC") if dimensions == 1 else ("NDHWC", "DHWIO", "NDHWC")
+    conv = lambda x, w: lax.conv_general_dilated(
+        x, w, (1,) * dimensions, "SAME", dimension_numbers=dims
+    )
+    np.testing.assert_array_equal(canonical(conv)(image, kernel), conv(image, kernel))
+    kernels = jnp.stack([kernel, 2 * kernel])
+    chex_close(*(jax.vmap(f, (None, 0))(image, kernels) for f in (stacked(conv), conv)))
+
+
+def test_what_is_computed_again_for_the_gradient_is_changed_too():
+    def slope(image, kernel):
+        layer = jax.checkpoint(lambda w: jnp.sin(plain(image, w, (1, 1), "SAME")))
+        return jax.grad(lambda w: layer(w).sum())(kernel)
+
+    kernels = jnp.stack([KERNEL, 2 * KERNEL])
+    many = [jax.vmap(f, (None, 0)) for f in (stacked(slope), slope)]
+    assert [convolutions(f, IMAGE, kernels) > 0 for f in many] == [False, True]
+    chex_close(*(f(IMAGE, kernels) for f in many))
+
+
 def test_a_vmap_of_one_or_over_images_alone_keeps_the_convolution():
     conv = stacked(lambda x, w: plain(x, w, (1, 1), "SAME"))
     one = jax.vmap(conv, (None, 0))

@@ -126,6 +126,7 @@ def test_a_model_that_fills_the_device_is_trained_on_its_own(monkeypatch):
     monkeypatch.setattr(mapping, "FILLS", 8)
     assert map_shadows(one).chunk(SHARED, rows(4)) == 1
     assert map_shadows(one, "vmap").chunk(SHARED, rows(4)) == 4, "as it was asked for"
+    assert map_shadows(one, steps=False).chunk(SHARED, rows(4)) == 4
     assert map_shadows(one, at_once=3).chunk(SHARED, rows(4)) == 2, "and here too"
     np.testing.assert_allclose(
         map_shadows(one)(SHARED, rows(4)),

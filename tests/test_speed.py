@@ -75,18 +75,40 @@ dp_speedup_vs_opacus_ghost/maxpool dp_over_plain/stride score_seconds/256x50000x
 """
 
 
-def test_smoke_gives_every_headline(tmp_path, monkeypatch):
-    """The referee aside: by contestants that take no time, and the last the longest."""
+@pytest.fixture
+def instant(monkeypatch):
+    """The referee aside: contestants that take no time, and the last the longest."""
 
-    def instant(contestants, rounds):
+    def contest_(contestants, rounds):
         facts = {"flops": 1e9}
         return {
             name: contest.Result(np.full(rounds, 1.0 + i), facts, 1.0, one.units)
             for i, (name, one) in enumerate(contestants.items())
         }
 
-    monkeypatch.setattr(table, "contest", instant)
+    monkeypatch.setattr(table, "contest", contest_)
     monkeypatch.setattr(table, "_rivals", lambda: True)
+    monkeypatch.setattr(table, "_seconds", lambda command, cache: 1.0)
+
+
+GPU_ROWS = {
+    "gpu1": "shadow_speedup_vs_torch_compiled/stride",
+    "gpu2": "shadows_per_hour/maxpool-cifar/vmap/256",
+    "gpu3": "shadow_speedup_vs_torch_func/wrn16-4 shadows_per_hour/wrn16-4-cifar/256",
+    "gpu4": "dp_speedup_vs_opacus_ghost/stride dp_examples/maxpool/reference",
+    "gpu5": "dpdm_step_seconds dp_merf_samples",
+    "gpu6": "mapper_ms/wrn16-4-cifar/map/16",
+    "gpu7": "first_step_seconds/maxpool/warm",
+}
+
+
+@pytest.mark.parametrize("part", GPU_ROWS)
+def test_each_part_for_an_accelerator_gives_its_rows(part, instant, tmp_path):
+    rows = speed.run(speed.PRESETS[part][1], Runtime(tmp_path))
+    assert set(GPU_ROWS[part].split()) <= {row["name"] for row in rows}
+
+
+def test_smoke_gives_every_headline(tmp_path, monkeypatch, instant):
     scored = [scoring.row("score_seconds/256x50000x2", 1.0, "s")]
     monkeypatch.setattr(table, "score_seconds", lambda _: scored)
     rows = speed.run(speed.PRESETS["smoke"][1], Runtime(tmp_path))

@@ -21,6 +21,7 @@ from ppds_jax.generators.dp_vae import DPVAE
 from ppds_jax.generators.dpdm import DPDM
 from ppds_jax.generators.flow_matching import FlowMatching
 from ppds_jax.generators.gan import GAN
+from ppds_jax.generators.k_same import KSame
 from ppds_jax.generators.private_evolution import PrivateEvolution
 from ppds_jax.generators.vae import VAE
 
@@ -41,6 +42,7 @@ AnyGenerator = (
     | DPGAN
     | DPDM
     | DPFeta
+    | KSame
     | Memoriser
     | Independent
 )

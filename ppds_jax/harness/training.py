@@ -282,7 +282,7 @@ def _begins(begin: Callable, layout: Layout) -> Mapped:
         state = begin(jax.random.fold_in(key, i), data, published, public)
         return state, finite(state)
 
-    return map_shadows(one, layout)
+    return map_shadows(one, layout, steps=False)
 
 
 @functools.cache
