@@ -140,7 +140,7 @@ def run(cfg: Config, runtime: config.Runtime | None = None) -> list[Row]:
     here = Run(runtime, "generators", cfg, code(), source, *images[1:5])
     rows = here.rows()
     if rows is None:
-        devices.prepare()
+        devices.prepare(threads=True)
         rows = _compute(cfg, images, here, runtime)
     with replacing(here.path / "table.md") as file:
         file.write((table(rows, Path(cfg.data).stem) + "\n").encode())

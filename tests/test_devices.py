@@ -282,3 +282,19 @@ def test_memory_stays_under_its_limit_however_many_models():
         peak, needs[count] = map(float, done.stdout.split())
         assert peak < limit
     assert needs[32] > limit, "too little work for the limit to matter"
+
+
+def test_threads_run_their_own_programs():
+    """In a process of its own: it must be said before JAX starts."""
+    program = """
+import jax
+from ppds_jax import devices
+devices.prepare(threads=True)
+def work(count):
+    x = jax.numpy.ones((count, count))
+    return float(jax.numpy.linalg.eigh(x)[0].max()), jax.numpy.zeros(1).devices()
+found = devices.side_by_side(work, [200, 300, 400, 500])
+assert [round(largest) for largest, _ in found] == [200, 300, 400, 500]
+assert jax.config.values["jax_cpu_enable_async_dispatch"] is False
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
