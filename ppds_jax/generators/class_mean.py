@@ -19,8 +19,8 @@ class ClassMean:
     **Privacy:** zero-out. The sum over the images x_i of clip(x_i, C) (x) e_{y_i} has
     sensitivity C; divided by the public number of images it is the released mean.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.772 ± 0.02 in 1 s; MNIST, epsilon 10: 0.768 ± 0.02 in 1 s. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.772 ± 0.03 in 1 s; MNIST, epsilon 10: 0.764 ± 0.02 in 1 s. By `python -m
     experiments.generators small --data mnist.npz --methods ClassMean`, see
     `experiments/results/`.
 

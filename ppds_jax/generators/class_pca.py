@@ -47,10 +47,11 @@ class ClassPCA:
     pixels at each level to the histogram, of norm 1 at most: a fourth release, with
     twice the multiplier.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.886 ± 0.02 in 3 s; MNIST, epsilon 10: 0.912 ± 0.02 in 3 s; Fashion-MNIST, epsilon
-    1: 0.762 ± 0.02 in 1 s. By `python -m experiments.generators small --data mnist.npz
-    --methods ClassPCA`, see `experiments/results/`.
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.932 ± 0.02 in 4 s; MNIST, epsilon 10: 0.937 ± 0.02 in 9 s; Fashion-MNIST, epsilon
+    1: 0.762 ± 0.02 in 1 s. By `python -m experiments.generators small --data FILE.npz
+    --methods ClassPCA` with mnist or fashion_mnist for FILE, see
+    `experiments/results/`.
 
     **References:** Dwork, Talwar, Thakurta and Zhang, Analyze Gauss: Optimal Bounds for
     Privacy-Preserving Principal Component Analysis, 2014 (the second release).

@@ -24,6 +24,10 @@ class Diffusion(Denoising):
 
     **Privacy:** none.
 
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.951 ±
+    0.02 in 11 min. By `python -m experiments.generators small --data mnist.npz
+    --methods Diffusion`, see `experiments/results/`.
+
     **References:** Karras, Aittala, Aila and Laine, Elucidating the Design Space of
     Diffusion-Based Generative Models, 2022, arXiv 2206.00364.
 

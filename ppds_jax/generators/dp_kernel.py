@@ -51,8 +51,8 @@ class DPKernel:
     **Privacy:** add-or-remove-one. Each z(x) has norm 1, and an image is in one class
     (whose count is released with the sum); Poisson batches, a Gaussian release a step.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.813 ± 0.02 in 41 s; MNIST, epsilon 10: 0.837 ± 0.02 in 72 s. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.813 ± 0.02 in 2 min; MNIST, epsilon 10: 0.833 ± 0.02 in 70 s. By `python -m
     experiments.generators small --data mnist.npz --methods DPKernel`, see
     `experiments/results/`.
 

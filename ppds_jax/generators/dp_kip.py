@@ -27,9 +27,10 @@ class DPKip:
     **Privacy:** DP-SGD under add-or-remove-one. S begins as faint noise: beginning from
     private images, a default of published code, would release them.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 10:
-    0.691 ± 0.02 in 4 min. By `python -m experiments.generators small --data mnist.npz
-    --methods DPKip`, see `experiments/results/`.
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.691 ± 0.02 in 4 min; MNIST, epsilon 10: 0.686 ± 0.02 in 5 min. By `python -m
+    experiments.generators small --data mnist.npz --methods DPKip`, see
+    `experiments/results/`.
 
     **References:** Vinaroz and Park, Differentially Private Kernel Inducing Points
     using features from ScatterNets (DP-KIP-ScatterNet) for Privacy Preserving Data

@@ -36,8 +36,8 @@ class DPMepf(Matching):
     Gaussian release (see `generators.matching`). W and the network are public; images
     that it was trained on are not covered, and a note on the guarantee says so.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.715 ± 0.02 in 61 s; MNIST, epsilon 10: 0.712 ± 0.02 in 43 s. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.705 ± 0.05 in 94 s; MNIST, epsilon 10: 0.713 ± 0.03 in 45 s. By `python -m
     experiments.generators small --data mnist.npz --methods DPMepf`, see
     `experiments/results/`.
 

@@ -25,10 +25,11 @@ class DPMerf(Matching):
     **Privacy:** zero-out. Each z(x) has norm 1, and an image is in one class; one
     Gaussian release (see `generators.matching`). W is public, drawn without the data.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.816 ± 0.02 in 83 s; MNIST, epsilon 10: 0.819 ± 0.02 in 2 min; Fashion-MNIST,
-    epsilon 1: 0.718 ± 0.02 in 2 min. By `python -m experiments.generators small --data
-    mnist.npz --methods DPMerf`, see `experiments/results/`.
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.817 ± 0.02 in 85 s; MNIST, epsilon 10: 0.817 ± 0.02 in 90 s; Fashion-MNIST,
+    epsilon 1: 0.718 ± 0.02 in 93 s. By `python -m experiments.generators small --data
+    FILE.npz --methods DPMerf` with mnist or fashion_mnist for FILE, see
+    `experiments/results/`.
 
     **References:** Harder, Adamczewski and Park, DP-MERF: Differentially Private Mean
     Embeddings with Random Features for Practical Privacy-Preserving Data Generation,

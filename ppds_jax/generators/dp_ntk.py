@@ -22,10 +22,11 @@ class DPNTK(Matching):
     Gaussian release (see `generators.matching`). The network is public, drawn without
     the data.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.888 ± 0.02 in 2 min; MNIST, epsilon 10: 0.886 ± 0.02 in 2 min; Fashion-MNIST,
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.887 ± 0.02 in 4 min; MNIST, epsilon 10: 0.903 ± 0.02 in 4 min; Fashion-MNIST,
     epsilon 1: 0.774 ± 0.02 in 2 min. By `python -m experiments.generators small --data
-    mnist.npz --methods DPNTK`, see `experiments/results/`.
+    FILE.npz --methods DPNTK` with mnist or fashion_mnist for FILE, see
+    `experiments/results/`.
 
     **References:** Yang, Adamczewski, Sutherland, Li and Park, Differentially Private
     Neural Tangent Kernels (DP-NTK) for Privacy-Preserving Data Generation, 2023, arXiv

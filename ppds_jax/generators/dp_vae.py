@@ -20,8 +20,8 @@ class DPVAE:
     **Privacy:** DP-SGD under add-or-remove-one, on encoder and decoder together; the
     noise is calibrated so that all steps together keep within the budget.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.288 ± 0.06 in 32 s; MNIST, epsilon 10: 0.347 ± 0.06 in 33 s. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.289 ± 0.06 in 2 min; MNIST, epsilon 10: 0.410 ± 0.08 in 72 s. By `python -m
     experiments.generators small --data mnist.npz --methods DPVAE`, see
     `experiments/results/`.
 

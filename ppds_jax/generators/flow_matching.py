@@ -30,9 +30,9 @@ class FlowMatching(Conditional):
 
     **Privacy:** none.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST: 0.962 ± 0.02
-    in 11 min. By `python -m experiments.generators small --data mnist.npz --methods
-    FlowMatching`, see `experiments/results/`.
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.961 ±
+    0.02 in 20 min. By `python -m experiments.generators small --data mnist.npz
+    --methods FlowMatching`, see `experiments/results/`.
 
     **References:** Lipman, Chen, Ben-Hamu, Nickel and Le, Flow Matching for Generative
     Modeling, 2023, arXiv 2210.02747, with sigma_min = 0.

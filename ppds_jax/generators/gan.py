@@ -109,8 +109,8 @@ class GAN:
 
     **Privacy:** none.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST: 0.932 ± 0.03
-    in 2 min. By `python -m experiments.generators small --data mnist.npz --methods
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.932 ±
+    0.02 in 3 min. By `python -m experiments.generators small --data mnist.npz --methods
     GAN`, see `experiments/results/`.
 
     **References:** Goodfellow et al., Generative Adversarial Networks, 2014, arXiv

@@ -27,6 +27,10 @@ class KSame:
     **Privacy:** none: epsilon is infinite. k-anonymity bounds neither what one image
     changes nor what an attacker who knows others can learn.
 
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.918 ±
+    0.02 in 9 s. By `python -m experiments.generators small --data mnist.npz --methods
+    KSame`, see `experiments/results/`.
+
     **References:** Newton, Sweeney and Malin, Preserving Privacy by De-Identifying Face
     Images, 2005; there each image has its average, here `per_class` drawn ones have.
 

@@ -33,8 +33,8 @@ class PrivateEvolution:
     of sensitivity 1, whatever the number of candidates and of classes. The simulator
     and the embedding are public.
 
-    **Presets:** accuracy of a CNN, and seconds on one of two cores: MNIST, epsilon 1:
-    0.872 ± 0.02 in 16 s; MNIST, epsilon 10: 0.895 ± 0.02 in 24 s. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
+    0.861 ± 0.05 in 12 s; MNIST, epsilon 10: 0.875 ± 0.03 in 17 s. By `python -m
     experiments.generators small --data mnist.npz --methods PrivateEvolution`, see
     `experiments/results/`.
 

@@ -80,8 +80,8 @@ class VAE:
 
     **Privacy:** none.
 
-    **Presets:** accuracy of a CNN, and time on one of two cores: MNIST: 0.940 ± 0.02 in
-    3 min; Fashion-MNIST: 0.807 ± 0.02 in 22 min beside other work. By `python -m
+    **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.929 ±
+    0.02 in 4 min; Fashion-MNIST: 0.807 ± 0.02 in 22 min. By `python -m
     experiments.generators small --data FILE.npz --methods VAE` with mnist or
     fashion_mnist for FILE, see `experiments/results/`.
 
