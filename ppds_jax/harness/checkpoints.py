@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from ppds_jax.harness.store import from_host, on_host, replacing
 from ppds_jax.types import PyTree
+
+WRITING = threading.Lock()
 
 
 class Checkpoints:
@@ -47,6 +50,17 @@ class Checkpoints:
             self.path.mkdir(parents=True, exist_ok=True)
             self._opened = ocp.CheckpointManager(self.path.resolve(), options=options)
         return self._opened
+
+    def save_alone(self, number: int, record: dict[str, Any], tree: PyTree) -> None:
+        """Writes to the end, one thread of the process at a time.
+
+        orbax gives the writes of all its managers in a process numbers from one row:
+        two at once have been seen to create a folder twice.
+        """
+        with WRITING:
+            self.save(number, record, tree)
+            if self._opened is not None:
+                self._opened.wait_until_finished()
 
     def save(self, number: int, record: dict[str, Any], tree: PyTree) -> None:
         """Begins to write; waits only for the write before this one.

@@ -64,7 +64,7 @@ def fit_kept(
 
     def save(step: int, state: PyTree) -> None:
         seconds = before + time.monotonic() - begun
-        kept.save(step, {"step": step, "seconds": seconds}, state)
+        kept.save_alone(step, {"step": step, "seconds": seconds}, state)
 
     with progress(method.num_steps, name) as report:
         report.found(done)
