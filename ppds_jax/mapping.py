@@ -15,7 +15,9 @@ from ppds_jax.devices import SHADOW_AXIS, Layout, Mode
 from ppds_jax.jaxprs import largest
 from ppds_jax.types import InputError, PyTree
 
-FILLS = 16 * 2**20  # bytes of an array; a model with a larger one gains by no vmap
+# bytes of an array; a model with a larger one is taken to fill an accelerator. Between
+# the CNNs that gain by vmap there and WRN-16-4, whose modes await `bench-gpu PART=6`
+FILLS = 16 * 2**20
 FEW, MANY = 8, 16  # rows to learn from; arrays as large as the largest in a program
 
 
