@@ -70,6 +70,7 @@ class Diffusion(Denoising):
 
 
 PRESETS = {
-    # for all of MNIST on a CPU; sizes are a compromise with time
+    # for all images on a CPU; sizes are a compromise with time
     "mnist": Diffusion(width=32, patch=4, epochs=8),
 }
+PRESETS["fashion_mnist"] = PRESETS["mnist"]

@@ -142,7 +142,7 @@ _PUBLISHED = DPFeta(  # the sizes of DPDM, as in `ppds_jax.generators.dpdm`
     pretrain_steps=2000,
 )
 PRESETS = {
-    # for all of MNIST on a CPU: chosen by looking at accuracies
+    # for all images on a CPU: chosen by looking at accuracies
     "mnist": DPFeta(
         patch=4,
         multiplicity=1,
@@ -158,3 +158,4 @@ PRESETS = {
     "mnist_published": _PUBLISHED,
     "fashion_mnist_published": _PUBLISHED,
 }
+PRESETS["fashion_mnist"] = PRESETS["mnist"]

@@ -116,7 +116,7 @@ _PUBLISHED = DPDM(
     sampler_steps=18,
 )
 PRESETS = {
-    # for all of MNIST on a CPU: chosen by looking at accuracies
+    # for all images on a CPU: chosen by looking at accuracies
     "mnist": DPDM(
         patch=4,
         multiplicity=1,
@@ -131,3 +131,4 @@ PRESETS = {
     "mnist_published": _PUBLISHED,
     "fashion_mnist_published": _PUBLISHED,
 }
+PRESETS["fashion_mnist"] = PRESETS["mnist"]
