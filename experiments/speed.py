@@ -7,7 +7,7 @@
 
 Rivals need the extra `bench` (PyTorch, Opacus); without it their rows are left out, and
 a line says so. Every ratio is of the same network, batch and number of steps, timed in
-turn in one run (see `experiments.bench.contest`), in two ways that the rows name:
+turn in one run (see `experiments.bench.contest`), in ways that the rows name:
 
 * `shadow_speedup_vs_torch/NET`: 16 models in PyTorch, each a plain loop, by the faster
   of one process with two threads and two processes pinned to a core each;
@@ -15,6 +15,8 @@ turn in one run (see `experiments.bench.contest`), in two ways that the rows nam
   On an accelerator `torch` is one process, and its loops train `rival_models`.
 * `dp_speedup_vs_opacus_MODE/NET`: DP-SGD on one pinned core; `.../2cores`: on each of
   two cores at once.
+* `dp_merf_speedup_vs_torch`, `sampling_speedup_vs_torch`: the whole of DP-MERF, and
+  10,000 images of its generator, on one pinned core.
 
 What to expect on 2 cores: 1.3 or more on the CNNs and 1.1 on the dense network against
 the plain loop, 8 or more against naive `vmap`; DP-SGD 8 times Opacus's hooks and 2.5
@@ -116,8 +118,8 @@ PRESETS: dict[str, tuple[str, Config]] = {
     "gpu5": ("accelerator: whole methods", replace(GPU, parts=("methods",))),
     "gpu6": ("accelerator: ways to map WRN-16-4", replace(WIDE, parts=("mappers",))),
     "gpu7": (
-        "accelerator: the time to a first step",
-        replace(GPU, parts=("start",), nets=("maxpool",)),
+        "accelerator: the time to a first step, attack scoring",
+        replace(GPU, parts=("start", "score"), nets=("maxpool",)),
     ),
 }
 

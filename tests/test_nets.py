@@ -8,6 +8,7 @@ import pytest
 from flax import linen, nnx
 
 from ppds_jax.nets import from_haiku, from_linen, from_nnx
+from ppds_jax.nets.by_class import by_class
 
 
 class TwoLayers(nnx.Module):
@@ -46,3 +47,15 @@ def test_a_net_is_a_pair_of_pure_functions(name):
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     many = jax.vmap(net.init, (0, None))(jax.random.split(jax.random.key(0), 3), x)
     assert jax.vmap(net.apply, (0, None))(many, x).shape == (3, 5, 2)
+
+
+@pytest.mark.parametrize("labels", [[2], [1] * 70, [3, 0, 3] * 40, list(range(33))])
+def test_each_row_meets_the_parameters_of_its_class(labels):
+    label = jnp.array(labels, jnp.int32) % 5
+    rows = jax.random.normal(jax.random.key(0), (label.size, 3))
+    matrix = jax.random.normal(jax.random.key(1), (5, 3, 2))
+    found = jax.jit(by_class, static_argnums=0)(
+        lambda matrix, rows: rows @ matrix, matrix, rows, label
+    )
+    expected = np.einsum("ni,nij->nj", rows, matrix[label])
+    np.testing.assert_allclose(found, expected, atol=1e-5)

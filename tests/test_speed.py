@@ -96,7 +96,7 @@ GPU_ROWS = {
     "gpu2": "shadows_per_hour/maxpool-cifar/vmap/256",
     "gpu3": "shadow_speedup_vs_torch_func/wrn16-4 shadows_per_hour/wrn16-4-cifar/256",
     "gpu4": "dp_speedup_vs_opacus_ghost/stride dp_examples/maxpool/reference",
-    "gpu5": "dpdm_step_seconds dp_merf_samples",
+    "gpu5": "dpdm_step_seconds dp_merf_speedup_vs_torch sampling_speedup_vs_torch",
     "gpu6": "mapper_ms/wrn16-4-cifar/map/16",
     "gpu7": "first_step_seconds/maxpool/warm",
 }

@@ -170,6 +170,76 @@ def together(
     return work, {"device": device, "torch": torch.__version__}
 
 
+class _Decoders(nn.Module):
+    """A dense network for each class, as of DP-MERF here; code [c m l]."""
+
+    def __init__(self, pixels: int, latent: int = 20, width: int = 100):
+        super().__init__()
+        normal = lambda *shape: nn.Parameter(torch.randn(CLASSES, *shape))
+        self.linear, self.bias = normal(latent, pixels), normal(1, pixels)
+        self.hidden, self.hidden_bias = normal(latent, width), normal(1, width)
+        self.out, self.latent = normal(width, pixels), latent
+
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        unit = F.relu(torch.baddbmm(self.hidden_bias, code, self.hidden))
+        logits = torch.baddbmm(self.bias, code, self.linear)
+        return torch.sigmoid(torch.baddbmm(logits, unit, self.out))
+
+    def draw(self, each: int) -> torch.Tensor:
+        """So many images of each class."""
+        device = self.bias.device
+        return self(torch.randn(CLASSES, each, self.latent, device=device))
+
+
+def dp_merf(steps: int, threads: int = 1) -> Work:
+    """DP-MERF on 5,000 images: one noisy embedding, then so many steps of Adam."""
+    torch.set_num_threads(threads)
+    device = _device()
+    image, label = _images(SHAPES["mnist"], PRIVATE_IMAGES, device)
+    rows, pixels, half = image.flatten(1) / 2 + 0.5, image[0].numel(), 500
+    scale = torch.tensor([0.2, 0.4], device=device).repeat(half // 2)
+    frequencies = torch.randn(pixels, half, device=device) / (scale * pixels**0.5)
+
+    def embed(x: torch.Tensor) -> torch.Tensor:
+        angle = x @ frequencies
+        return torch.cat([angle.cos(), angle.sin()], -1) / half**0.5
+
+    def work() -> None:
+        chosen = F.one_hot(label, CLASSES).T.float()
+        sums = chosen @ embed(rows)
+        target = (sums + torch.randn_like(sums)) / chosen.sum(1, keepdim=True)
+        model = _Decoders(pixels).to(device)
+        adam = torch.optim.Adam(model.parameters(), 5e-3, fused=True)
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+        for _ in range(steps):
+            adam.zero_grad()
+            mean = embed(model.draw(10)).mean(1)
+            (mean - target).square().sum(1).mean().backward()
+            adam.step()
+            decay.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"device": device, "torch": torch.__version__}
+
+
+def sampling(count: int, threads: int = 1) -> Work:
+    """Images of DP-MERF's generator as bytes, a thousand at a time."""
+    torch.set_num_threads(threads)
+    device = _device()
+    h, w, channels = SHAPES["mnist"]
+    model = _Decoders(h * w * channels).to(device)
+
+    @torch.no_grad()
+    def work() -> None:
+        for _ in range(count // 1000):
+            (255 * model.draw(100)).round().to(torch.uint8)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return work, {"device": device, "torch": torch.__version__}
+
+
 def private(net: str, mode: str, steps: int, threads: int = 1) -> Work:
     """Steps of Opacus: `mode` is "hooks" (per-example gradients) or "ghost"."""
     from opacus import PrivacyEngine

@@ -304,19 +304,31 @@ def score(cfg: Config) -> list[Row]:
 def methods(cfg: Config) -> list[Row]:
     """Whole methods: DP-MERF's fit, drawing from its generator, a step of DPDM."""
     steps, count = 10 * cfg.steps, 10_000
-    dpdm = {"steps": 1 if cfg.published else 2, "published": cfg.published}
-    entries = {
-        "dpdm": Contestant("ours:dpdm", dpdm, units=dpdm["steps"]),
-        "dp_merf": Contestant("ours:dp_merf", {"steps": steps}),
-        "sampling": Contestant("ours:sampling", {"count": count}, units=count),
+    cores = ((_cores()[0],) if cfg.by_core else None,)
+    work: dict[str, tuple[dict[str, Any], int]] = {
+        "dp_merf": ({"steps": steps}, 1),
+        "sampling": ({"count": count}, count),
     }
+    sides = ("ours", "rivals") if _rivals() else ("ours",)
+    entries = {
+        f"{side}:{name}": Contestant(f"{side}:{name}", options, cores, units)
+        for side in sides
+        for name, (options, units) in work.items()
+    }
+    dpdm = {"steps": 1 if cfg.published else 2, "published": cfg.published}
+    entries["dpdm"] = Contestant("ours:dpdm", dpdm, units=dpdm["steps"])
     results = contest(entries, cfg.rounds)
     what = "4,096 images expected, 32 noises" if cfg.published else "64 images expected"
-    return [
-        row(f"dp_merf_seconds/{steps}_steps", results["dp_merf"].per_unit, "s"),
+    merf, drawn = (results[f"ours:{name}"] for name in work)
+    rows = [
+        row(f"dp_merf_seconds/{steps}_steps", merf.per_unit, "s"),
         row("dpdm_step_seconds", results["dpdm"].per_unit, f"s, {what}"),
-        row("dp_merf_samples", 1 / results["sampling"].per_unit, "images a second"),
+        row("dp_merf_samples", 1 / drawn.per_unit, "images a second"),
     ]
+    for name in work if "rivals" in sides else ():
+        times = ratio(results[f"rivals:{name}"], results[f"ours:{name}"])
+        rows.append(row(f"{name}_speedup_vs_torch", times, "times"))
+    return rows
 
 
 def start(cfg: Config) -> list[Row]:

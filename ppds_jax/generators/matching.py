@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int32
 
 from ppds_jax.data.batches import blocks, decode
+from ppds_jax.nets.by_class import by_class
 from ppds_jax.nets.features import Features
 from ppds_jax.optimise import Trained, begin, descend
 from ppds_jax.privacy import accounting
@@ -121,14 +122,7 @@ def conditional(spec: DataSpec, latent: int, width: int) -> Conditional:
 
     def sample(params, key, label):
         code = jax.random.normal(key, (label.size, latent))
-
-        def add(total, row):
-            params, number = row
-            chosen = (label == number)[:, None, None, None]
-            return jnp.where(chosen, images(params, code), total), None
-
-        rows = params, jnp.arange(classes, dtype=jnp.int32)
-        return jax.lax.scan(add, jnp.zeros((label.size, *spec.image_shape)), rows)[0]
+        return by_class(images, params, code, label)
 
     return Conditional(init, sample, each)
 

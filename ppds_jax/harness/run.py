@@ -78,7 +78,6 @@ def plain(row: Any) -> Row:
 
 def environment(layout: Layout | None = None) -> dict[str, Any]:
     """The machine, the versions, the layout and the command that made a run."""
-    names = "ppds_jax jax jaxlib flax optax dm-haiku numpy jax-privacy dp-accounting"
     return {
         "command": _command(),
         "python": platform.python_version(),
@@ -89,7 +88,7 @@ def environment(layout: Layout | None = None) -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "processes": hosts.current().count,
         "layout": (layout or Layout()).described(),
-        "versions": {name: _version(name) for name in names.split()},
+        "versions": _versions(),
         "revision": _revision(),
     }
 
@@ -108,11 +107,14 @@ def _command() -> str:
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _versions() -> dict[str, str]:
+    """Of the libraries that there are: those that compute, and speed's rivals."""
+    names = "ppds_jax jax jaxlib flax optax dm-haiku numpy jax-privacy dp-accounting"
+    found = {}
+    for name in [*names.split(), "torch", "opacus"]:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _revision() -> str:
