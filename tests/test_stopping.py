@@ -70,3 +70,19 @@ def test_a_second_signal_does_not_wait(capsys):
             pytest.fail("went on")
 
     assert stopped(run, capsys)[0] == 130
+
+
+@pytest.mark.parametrize("echo", [0.0, 1.0])
+def test_the_same_signal_at_once_is_an_echo(echo, capsys, monkeypatch):
+    """A wrapper hands on what the process group got as well: saving goes on."""
+    monkeypatch.setattr(signals, "ECHO", echo)
+    saved = []
+
+    def run():
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            saved.append(1)
+
+    assert stopped(run, capsys)[0] == 75
+    assert saved == ([1] if echo else [])

@@ -64,8 +64,9 @@ def shadows(
     mode: Mode = "auto",
     memory: int | None = None,
     size: str = "mnist",
+    repeats: int = 1,
 ) -> Work:
-    """Models trained through `map_shadows`, as the harness does."""
+    """Models trained through `map_shadows`, as the harness does, so many times."""
     layout = Layout(mode, memory=memory)
     prepare(layout)
     data = images(SHAPES[size])
@@ -77,7 +78,11 @@ def shadows(
     mapped = map_shadows(one, layout)
     rows = jax.random.split(jax.random.key(0), models), jnp.ones((models, IMAGES), bool)
     shared = data.image, data.label
-    work = lambda: jax.block_until_ready(mapped(shared, rows))
+
+    def work() -> None:
+        for _ in range(repeats):
+            jax.block_until_ready(mapped(shared, rows))
+
     return work, layout.described() | {"flops": _flops(method, SHAPES[size])}
 
 

@@ -2,12 +2,14 @@
 
 SIGTERM and SIGUSR1 (how machines that may be taken away, and SLURM's `--signal`, say
 so) end an experiment with exit code 75, from which a restart loop knows to go on;
-SIGINT (Ctrl-C) ends it with 130. A second signal does not wait.
+SIGINT (Ctrl-C) ends it with 130. A second signal does not wait; the same one again
+within a second is its echo: wrappers hand on what the whole process group got.
 """
 
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 GO_ON = 75  # EX_TEMPFAIL: the same command goes on from here
@@ -26,13 +28,18 @@ class Stopped(BaseException):
         self.code = INTERRUPTED if number == signal.SIGINT else GO_ON
 
 
+ECHO = 1.0  # seconds
 _came: int | None = None  # the first signal since `watched` began
+_when = 0.0  # it came
 _held: list[int] | None = None  # signals that wait for the next safe point
 
 
 def _arrived(number: int, frame: object) -> None:
-    global _came
-    _came = _came or number
+    global _came, _when
+    if number == _came and time.monotonic() - _when < ECHO:
+        return
+    if _came is None:
+        _came, _when = number, time.monotonic()
     if _held is None or _held:
         raise Stopped(number)
     _held.append(number)
