@@ -1,5 +1,6 @@
 """Shadow models mapped over devices and within memory, by one function."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -34,14 +35,15 @@ class Mapped:
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self.used = 0  # rows in one call, the last time
         self._programs: dict[Any, Any] = {}
-        self._needs: dict[Any, float] = {}
+        self._needs: dict[Any, tuple[float, float]] = {}
         self._sizes: dict[Any, int] = {}
 
     def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
 
         Raises:
-          InputError: one row on each device needs more than the memory asked for.
+          InputError: no rows; one on each device, with the results of all, needs more
+            than the memory asked for.
         """
         shared = self._put(shared, "everywhere")
         while True:
@@ -50,7 +52,7 @@ class Mapped:
                 return self._run(shared, rows, chunk)
             except jax.errors.JaxRuntimeError as error:
                 devices = self.layout.shape[0]
-                if "RESOURCE_EXHAUSTED" not in str(error) or chunk <= devices:
+                if not _out_of_memory(error) or chunk <= devices:
                     raise
                 self._most = max(1, chunk // devices // 2) * devices
                 warnings.warn(
@@ -98,6 +100,8 @@ class Mapped:
         Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
         """
         devices, count = self.layout.shape[0], _count(rows)
+        if not count:
+            raise InputError("map_shadows: no rows; give at least one")
         most = -(-count // devices) * devices
         if self.layout.resolved.endswith("vmap"):
             most = min(most, self._vmapped(shared, rows, most // devices) * devices)
@@ -105,7 +109,10 @@ class Mapped:
         while True:
             calls = -(-count // most)
             chunk = -(-count // (calls * devices)) * devices
-            need, free = self._need(shared, rows, chunk), self.layout.free()
+            need, result = self._need(shared, rows, chunk)
+            # results of all calls, and all of them once more where they are joined
+            kept = 2 * calls * result if calls > 1 else 0
+            free = self.layout.free() - kept
             if need <= free:
                 return chunk
             if chunk == devices:
@@ -114,10 +121,13 @@ class Mapped:
                 raise InputError(
                     f"memory={self.layout.memory / 1e9:.3g}GB: a shadow model on each "
                     f"of {devices} devices takes {need / 1e9:.3g} GB there, and "
-                    f"{max(free, 0) / 1e9:.3g} GB are left: allow more memory, use "
-                    "fewer devices (mesh) or smaller batches"
+                    f"{max(free, 0) / 1e9:.3g} GB are left beside {kept / 1e9:.3g} GB "
+                    "of results: allow more memory, use fewer devices (mesh) or "
+                    "smaller batches, or map fewer models in one call"
                 )
-            fits = int(chunk / devices * max(free, 0) / need)
+            fits = chunk // devices // 2  # where not even compiling had room
+            if math.isfinite(need):
+                fits = int(chunk / devices * max(free, 0) / need)
             most = self._most = devices * min(max(fits, 1), chunk // devices - 1)
 
     def _vmapped(self, shared: PyTree, rows: PyTree, most: int) -> int:
@@ -136,7 +146,8 @@ class Mapped:
             return 1
         free = self.layout.free()
         if most > FEW and MANY * size * most > free:
-            need = self._need(shared, rows, FEW * self.layout.shape[0])
+            need, result = self._need(shared, rows, FEW * self.layout.shape[0])
+            free -= 2 * most / FEW * result  # as `chunk` has it
             most = min(most, max(FEW, int(FEW * max(free, 0) / max(need, 1))))
         return most
 
@@ -151,13 +162,30 @@ class Mapped:
             self._sizes[key] = largest(jax.make_jaxpr(self._fn)(shared, row).jaxpr)
         return self._sizes[key]
 
-    def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> float:
-        """Bytes on each device, as the compiler counts them."""
+    def _need(self, shared: PyTree, rows: PyTree, chunk: int) -> tuple[float, float]:
+        """Bytes on each device, as the compiler counts them: in all, and of results.
+
+        Infinitely many, if compiling itself runs out of memory, as it may on TPUs.
+        """
         part = jax.tree.map(lambda x: _resized(x, chunk), rows)
         key = _kind((shared, part))
         if key not in self._needs:  # counting takes as long as many a short chunk
-            used = self.program(shared, part).memory_analysis()
-            self._needs[key] = 0 if used is None else _bytes(used)  # None: not told
+            try:
+                used = self.program(shared, part).memory_analysis()
+            except jax.errors.JaxRuntimeError as error:
+                if not _out_of_memory(error) or chunk <= self.layout.shape[0]:
+                    raise
+                warnings.warn(
+                    f"out of memory in compiling for {chunk} shadow models at once: "
+                    "going on with fewer",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self._needs[key] = math.inf, 0.0
+                return self._needs[key]
+            # None: not told
+            told = (_bytes(used), used.output_size_in_bytes) if used else (0.0, 0.0)
+            self._needs[key] = told
         return self._needs[key]
 
     def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
@@ -214,6 +242,10 @@ def map_shadows(
     """
     layout = mode if isinstance(mode, Layout) else Layout(mode, **options)
     return Mapped(fn, layout, steps)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _kind(args: PyTree) -> Any:

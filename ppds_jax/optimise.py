@@ -79,6 +79,14 @@ def begin_average(trained: Trained) -> Averaged:
     return Averaged(trained, trained.params, jnp.array(0, jnp.int32))
 
 
+def handed_over(state: Averaged | Trained) -> PyTree:
+    """The parameters that a later stage starts from: the average, where there is one.
+
+    The optimiser begins anew: its moments and its schedule are of another loss.
+    """
+    return state.average if isinstance(state, Averaged) else state.params
+
+
 def follow(state: Averaged, trained: Trained, decay: float) -> Averaged:
     """The average a <- d a + (1 - d) params, d = min(decay, t / (t + 9)) at step t.
 

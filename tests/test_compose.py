@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from ppds_jax.fit import fit, fit_chunks
-from ppds_jax.generators import VAE, ClassMean
+from ppds_jax.generators import DPVAE, VAE, ClassMean, FlowMatching
 from ppds_jax.generators.compose import PUBLIC_START, ema, then, warm_start
-from ppds_jax.optimise import Trained, begin, descend
+from ppds_jax.optimise import Trained, begin, descend, handed_over
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.checks import CHECKS
 from ppds_jax.privacy.dpsgd import calibrated, dp_gradient
@@ -179,7 +179,11 @@ def twice():
 
 
 COMPOSED = {
-    "ema of then": lambda: ema(twice(), 0.9),
+    "then an ema": lambda: then(
+        FIRST.make(DIGITS, BUDGET),
+        ema(Drift(num_steps=2).make(DIGITS, BUDGET), 0.9),
+        lambda state: None,
+    ),
     "a last stage of one release": lambda: then(
         FIRST.make(DIGITS, BUDGET), ClassMean().make(DIGITS, BUDGET), lambda state: None
     ),
@@ -279,6 +283,40 @@ def test_an_average_of_nothing_is_refused(digits):
         ema(FIRST.make(DIGITS, BUDGET), 1.0)
     with pytest.raises(InputError, match="no `Trained`"):
         run(ema(ClassMean().make(DIGITS, BUDGET), 0.9), digits)
+    with pytest.raises(InputError, match=r"then\(first, ema\(second"):
+        ema(twice(), 0.9)
+    with pytest.raises(InputError, match="set its `average`"):
+        run(ema(DPVAE().make(DIGITS, BUDGET), 0.9), digits)
+
+
+SMALL = VAE(latent=2, width=4, epochs=1)
+FLOW = FlowMatching(width=8, multipliers=(1,), epochs=1)
+STARTS = {
+    "VAE": (SMALL, DPVAE(latent=2, width=4, epochs=1, batch_size=20)),
+    "FlowMatching": (FLOW, FLOW),
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_fitted_network_is_taken_over_and_trains_on(name, digits):
+    """Its parameters, not its optimiser: the schedule of that one has run out."""
+    public, private = (one.make(DIGITS, BUDGET) for one in STARTS[name])
+    fitted, _ = run(public, digits)
+    method = warm_start(private, fitted)
+    key = jax.random.key(5)
+    state = jax.jit(method.init)(key, digits, method.public)
+    assert_equal(state.trained.params, handed_over(fitted))
+    later, _ = jax.jit(method.step)(key, state, digits, method.public)
+    moved = jax.tree.map(
+        lambda a, b: jnp.abs(a - b).max(), later.trained.params, state.trained.params
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_a_start_that_nothing_is_made_of_is_refused(digits):
+    method = warm_start(ClassMean().make(DIGITS, BUDGET), jnp.ones(3))
+    with pytest.raises(InputError, match="no use of a start"):
+        run(method, digits)
 
 
 def test_a_public_start_costs_nothing_and_is_noted(digits):

@@ -43,6 +43,16 @@ def test_max_pool_equals_reduce_window():
     np.testing.assert_array_equal(max_pool(IMAGE), window)
 
 
+def test_the_gradient_of_max_pool_equals_that_of_reduce_window():
+    def plain_pool(x):
+        form = (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+        return lax.reduce_window(x, -jnp.inf, lax.max, *form)
+
+    weight = jax.random.normal(jax.random.key(2), max_pool(IMAGE).shape)
+    slope = lambda pool: jax.grad(lambda x: (weight * pool(x)).sum())(IMAGE)
+    np.testing.assert_allclose(slope(max_pool), slope(plain_pool), atol=1e-6)
+
+
 def train(image, kernel, steps=3):
     """Gradient steps in a scan, through a branch and a nested jit."""
 

@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ def test_a_run_leaves_rows_a_table_and_figures(finished):
     with (folder / "rows.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(rows) == 8
     text = (folder / "table.md").read_text()
-    assert "| ClassMean | 1 | 2 |" in text
+    assert "| ClassMean | 1 | zero-out | 2 |" in text
     assert "±" in text
     for name in ("accuracy.png", "samples.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -121,6 +121,15 @@ def test_a_preset_takes_the_place_of_defaults_only(monkeypatch):
     assert survey.preset(VAE(epochs=3), TINY) == VAE(epochs=3)
     assert survey.preset(VAE(), replace(TINY, data="a/mnist.npz")) == VAE()
     assert survey.preset(ClassMean(), TINY) == ClassMean()
+    assert survey.preset(VAE(), replace(TINY, preset="none")) == VAE()
+
+
+def test_a_method_of_ones_own_may_have_options_without_defaults():
+    @dataclass(frozen=True)
+    class Mine:
+        size: int
+
+    assert survey.preset(Mine(3), TINY) == Mine(3)
 
 
 def test_published_numbers_stand_beside_their_method(finished):

@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from ppds_jax.data.batches import decode, encode
+from ppds_jax.data.load import load
 from ppds_jax.fit import fit
 from ppds_jax.generators import (
     DPGAN,
@@ -24,13 +25,14 @@ from ppds_jax.generators import (
     DPMerf,
     Independent,
     Memoriser,
+    PrivateEvolution,
 )
 from ppds_jax.generators.dp_feta import central_images
 from ppds_jax.generators.dp_kip import tangent_kernel
 from ppds_jax.generators.dp_mepf import PRETRAINED
-from ppds_jax.generators.matching import means
+from ppds_jax.generators.matching import BOUND, means
 from ppds_jax.nets import Net
-from ppds_jax.types import Budget, Dataset
+from ppds_jax.types import Budget, Dataset, DataSpec
 from tests.conftest import BUDGET, DIGITS
 
 FREE = Budget(float("inf"), 1e-5)
@@ -140,6 +142,63 @@ def test_features_of_a_pretrained_network_are_used_and_declared(digits):
     init = jax.jit(lambda key, data: method.init(key, data, method.public))
     plain = compiled(config, BUDGET)(jax.random.key(0), digits)
     assert not np.allclose(init(jax.random.key(0), digits).embedding, plain.embedding)
+
+
+def test_an_extractor_sees_each_image_alone(digits):
+    """One that centres a batch would let an image move all others' features."""
+
+    def centred(params, image):
+        rows = image.reshape(image.shape[0], -1)
+        return (rows - rows.mean(0, keepdims=True)) @ params
+
+    params = jax.random.normal(jax.random.key(1), (64, 12))
+    net = Net(lambda key, x: None, centred)
+    method = DPMepf(features=20).make(DIGITS, FREE, extractor=(net, params))
+    start = jax.jit(lambda data: method.init(jax.random.key(0), data, method.public))
+    flipped = digits._replace(image=digits.image.at[0].set(255 - digits.image[0]))
+    moved = start(digits).embedding - start(flipped).embedding
+    assert jnp.linalg.norm(moved) <= 2 * BOUND / DIGITS.num_members
+
+
+LIKE_NOTHING = {
+    ClassMean(): 0.1,
+    ClassPCA(components=10): 0.1,
+    DPMerf(features=100, num_steps=50): 0.1,
+    DPMepf(features=100, channels=2, num_steps=50): 0.1,
+    DPNTK(hidden=20, num_steps=50): 0.1,
+    DPKernel(features=100, epochs=1, samples=50): 0.1,
+    DPKip(per_class=2, epochs=1): 0.1,
+    PrivateEvolution(simulator="digits", num_candidates=20, num_steps=2): 0.9,
+}
+
+
+@pytest.mark.parametrize("config", LIKE_NOTHING, ids=lambda c: type(c).__name__)
+def test_under_huge_noise_images_teach_what_they_do_without_data(config):
+    """The twin is the same method where nobody is a member: chance, but for fonts."""
+    images = load("digits")
+    member = jnp.ones(len(images.y_train), bool)
+    data = Dataset(jnp.array(images.x_train), jnp.array(images.y_train), member)
+    spec = DataSpec((8, 8, 1), 10, len(member))
+    method = config.make(spec, Budget(0.01, 1e-5))
+    label = jnp.arange(500, dtype=jnp.int32) % 10
+
+    @jax.jit
+    def drawn(key, member):
+        state, _ = fit(key, method, data._replace(member=member))
+        return method.sample(jax.random.fold_in(key, 1), state, label, method.public)
+
+    def accuracy(key, member):
+        """Of the nearest class mean of synthetic images, on real ones."""
+        image = np.asarray(drawn(key, member)).reshape(50, 10, -1).mean(0)
+        rows = images.x_test.reshape(-1, 1, 64) / 255
+        return (np.square(rows - image).sum(2).argmin(1) == images.y_test).mean()
+
+    keys = jax.random.split(jax.random.key(0), 8)
+    real, none = (
+        np.mean([accuracy(key, who) for key in keys]) for who in (member, ~member)
+    )
+    assert real < none + 0.1
+    assert none < LIKE_NOTHING[config] + 0.1
 
 
 def test_noise_is_part_of_the_gradient_of_a_kernel_mean(digits):

@@ -10,7 +10,11 @@ import pytest
 
 from ppds_jax.fit import fit
 from ppds_jax.generators import DPMerf, PrivateEvolution
-from ppds_jax.generators.private_evolution import PRESETS, inverse
+from ppds_jax.generators.private_evolution import (
+    PRESETS,
+    PUBLIC_SIMULATOR,
+    inverse,
+)
 from ppds_jax.generators.simulators import SIMULATORS, Fonts, Shapes, fitted
 from ppds_jax.privacy import accounting
 from ppds_jax.privacy.checks import CHECKS
@@ -134,6 +138,8 @@ def test_the_generator_of_public_data_passes_the_checks(digits):
     """Its samples are candidates, its state lies in `public`."""
     config = replace(SMALL, simulator=Fitted(), num_candidates=5, num_steps=2)
     build = lambda data, budget: config.make(DIGITS, budget)
+    assert PUBLIC_SIMULATOR in build(digits, Budget(2.0, 1e-5)).guarantee.notes
+    assert not SMALL.make(DIGITS, Budget(2.0, 1e-5)).guarantee.notes
     subject = Subject(build, DIGITS, Budget(2.0, 1e-5), digits)
     for name in ("closure", "flow", "ledger", "sensitivity", "keys"):
         assert CHECKS[name](subject) == ""

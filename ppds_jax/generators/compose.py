@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Int32
 
 from ppds_jax.fit import fit
-from ppds_jax.optimise import Trained
+from ppds_jax.optimise import Averaged, Trained
 from ppds_jax.privacy.accounting import compose, promises
 from ppds_jax.types import Generator, InputError, PyTree
 
@@ -26,11 +26,16 @@ def warm_start(generator: Generator, params: PyTree) -> Generator:
 
     Args:
       generator: a method whose `init` takes a `start`, as most that train a network do.
-      params: the state that is handed to it, fitted to public data with the same
-        configuration; it lies in `public`, so that shadow models share it.
+      params: the state that is handed to it, fitted to public data by the same method
+        or its private kin (VAE for DPVAE, Diffusion for DPDM and DPFeta, GAN for
+        DPGAN), of the same sizes; it lies in `public`, so that shadow models share it.
+        Its parameters are taken over, not its optimiser.
 
     **Privacy:** the generator's own, with a note: that `params` know nothing of the
     private images is the caller's claim.
+
+    Raises:
+      InputError: on running, a generator that makes no use of a start.
     """
     guarantee = generator.guarantee
     if promises(guarantee):
@@ -38,7 +43,10 @@ def warm_start(generator: Generator, params: PyTree) -> Generator:
 
     def init(key, data, public, start=None):
         inner, params = public
-        return generator.init(key, data, inner, params if start is None else start)
+        start = params if start is None else start
+        if not _uses(lambda start: generator.init(key, data, inner, start), start):
+            raise InputError("warm_start: this generator makes no use of a start")
+        return generator.init(key, data, inner, start)
 
     return _inside(generator, lambda public: public[0])._replace(
         init=init,
@@ -46,6 +54,14 @@ def warm_start(generator: Generator, params: PyTree) -> Generator:
         public=(generator.public, params),
         straight=generator.straight and warm_start(generator.straight, params),
     )
+
+
+def _uses(fn: Callable, argument: PyTree) -> bool:
+    """Whether a function reads its argument, traced."""
+    jaxpr = jax.make_jaxpr(fn)(argument).jaxpr
+    read = [*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars)]
+    known = {id(atom) for atom in read}
+    return any(id(variable) in known for variable in jaxpr.invars)
 
 
 def _inside(generator: Generator, own: Callable[[PyTree], PyTree]) -> Generator:
@@ -205,13 +221,16 @@ def ema(generator: Generator, decay: float) -> Generator:
     the last one alone, as it does for DP-SGD.
 
     Raises:
-      InputError: a decay outside [0, 1); on running, a state without a `Trained`.
+      InputError: a decay outside [0, 1), a `then`, of which the second stage is to be
+        averaged; on running, a state without a `Trained`, or with an average already.
 
     **References:** Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015,
     arXiv 1412.6980, section 3.
     """
     if not 0 <= decay < 1:
         raise InputError(f"decay={decay}: must be at least 0 and below 1")
+    if generator.straight:
+        raise InputError("ema: of stages; write then(first, ema(second, decay), ...)")
 
     def init(key, data, public, start=None):
         state = generator.init(key, data, public, start)
@@ -220,6 +239,8 @@ def ema(generator: Generator, decay: float) -> Generator:
             raise InputError(
                 f"ema: {type(state).__name__} holds no `Trained` to average"
             )
+        if any(_averaged(state)):
+            raise InputError("ema: draws by an average already; set its `average`")
         return EMAState(state, mean, jnp.zeros((), jnp.int32))
 
     def step(key, state, data, public):
@@ -241,8 +262,13 @@ def ema(generator: Generator, decay: float) -> Generator:
         step=step,
         sample=averaged(generator.sample),
         signals={name: averaged(fn) for name, fn in generator.signals.items()},
-        straight=generator.straight and ema(generator.straight, decay),
     )
+
+
+def _averaged(state: PyTree) -> list[bool]:
+    """For each leaf of a state, or `Averaged` in it, whether it is one."""
+    one = lambda x: isinstance(x, Averaged)
+    return [one(x) for x in jax.tree.leaves(state, is_leaf=one)]
 
 
 def _is_trained(x: Any) -> bool:

@@ -54,6 +54,11 @@ class Conditional:
         for name in ("label_dropout", "average"):
             if getattr(self, name) >= 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be below 1")
+        if self.guidance and not self.label_dropout:
+            raise InputError(
+                f"guidance={self.guidance}: needs a label_dropout above 0, from which "
+                "the network learns to do without labels"
+            )
         return unet(
             width=self.width,
             multipliers=self.multipliers,

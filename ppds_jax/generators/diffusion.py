@@ -7,7 +7,13 @@ import optax
 
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.generators.denoising import Denoising, denoising
-from ppds_jax.optimise import begin, begin_average, descend, follow
+from ppds_jax.optimise import (
+    begin,
+    begin_average,
+    descend,
+    follow,
+    handed_over,
+)
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator
 
@@ -49,9 +55,8 @@ class Diffusion(Denoising):
         optimizer = optax.adam(schedule)
 
         def init(key, data, public, start=None):
-            if start is not None:
-                return start
-            return begin_average(begin(optimizer, model.init(key)))
+            params = model.init(key) if start is None else handed_over(start)
+            return begin_average(begin(optimizer, params))
 
         def step(key, state, data, public):
             batch_key, loss_key = jax.random.split(key)

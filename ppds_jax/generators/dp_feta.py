@@ -60,6 +60,10 @@ class DPFeta(DPDM):
             if (value := getattr(self, name)) >= 1:
                 raise InputError(f"DPFeta.{name}={value}: must be below 1")
 
+        known: tuple[str, ...] = (accounting.PUBLIC_COUNT,)
+        if spec.class_counts:
+            known = *known, accounting.PUBLIC_COUNTS
+
         def releases(noise_multiplier):
             return accounting.poisson_gaussian(
                 noise_multiplier=noise_multiplier,
@@ -67,10 +71,10 @@ class DPFeta(DPDM):
                 num_steps=self.central_images,
                 num_members=spec.num_members,
                 capacity=spec.num_members,
-                notes=(accounting.PUBLIC_COUNT,),
+                notes=known,
             )
 
-        part = Budget(max(self.central_share * budget.epsilon, 0.01), budget.delta)
+        part = Budget(self.central_share * budget.epsilon, budget.delta)
         central_noise = accounting.calibrate(releases, part)
         settings = settings_of(self, spec, budget)
         both = lambda sigma: accounting.compose(

@@ -135,3 +135,4 @@ PRESETS = {
     "mnist_published": DPGAN(width=32, batch_size=128, epochs=200, critic_steps=50),
 }
 PRESETS["fashion_mnist"] = PRESETS["mnist"]
+PRESETS["fashion_mnist_published"] = PRESETS["mnist_published"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ppds_jax.generators.matching import Matching, matched
 from ppds_jax.nets import Net
-from ppds_jax.nets.features import composed, convolutions
+from ppds_jax.nets.features import composed, convolutions, each_alone
 from ppds_jax.types import (
     Budget,
     DataSpec,
@@ -61,7 +61,11 @@ class DPMepf(Matching):
         budget: Budget,
         extractor: tuple[Net, PyTree] | None = None,
     ) -> Generator:
-        """As always; `extractor` is a network of images, and its public parameters."""
+        """As always; `extractor` is a network of images, and its public parameters.
+
+        It sees each image alone: one that mixed a batch's images (as batch
+        normalisation does in training) would have no bounded sensitivity.
+        """
         check_numbers(self)
         if self.features % 2:
             raise InputError(f"DPMepf.features={self.features}: must be even")
@@ -70,14 +74,14 @@ class DPMepf(Matching):
         if extractor is None:
             params = net.init(net_key, jnp.zeros((1, *spec.image_shape)))
         else:
-            net, params = extractor
+            net, params = each_alone(extractor[0]), extractor[1]
         features = composed(net, params, self.features, self.lengthscales)
         params = features.init(key, spec.image_shape)
         notes = () if extractor is None else (PRETRAINED,)
         return matched(self, spec, budget, features, params, *notes)
 
 
-PRETRAINED = "features of a pretrained network: its training images are not covered"
+PRETRAINED = "features of a given network: images it was trained on are not covered"
 
 
 # Chosen by looking at accuracies, which epsilon does not cover.

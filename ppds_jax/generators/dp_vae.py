@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import optax
 
 from ppds_jax.generators.vae import autoencoder
-from ppds_jax.optimise import begin, begin_average, descend, follow
+from ppds_jax.optimise import (
+    begin,
+    begin_average,
+    descend,
+    follow,
+    handed_over,
+)
 from ppds_jax.privacy.dpsgd import calibrated, dp_gradient
 from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
 
@@ -72,7 +78,7 @@ class DPVAE:
 
         def init(key, data, public, start=None):
             del data  # no private access: the first weights are random
-            params = model.init(key) if start is None else start.average
+            params = model.init(key) if start is None else handed_over(start)
             return begin_average(begin(optimizer, params, private.init(params)))
 
         def step(key, state, data, public):

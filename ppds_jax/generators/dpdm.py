@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import optax
 
 from ppds_jax.generators.denoising import Denoising, Model, denoising
-from ppds_jax.optimise import begin, begin_average, descend, follow
+from ppds_jax.optimise import (
+    begin,
+    begin_average,
+    descend,
+    follow,
+    handed_over,
+)
 from ppds_jax.privacy.dpsgd import DPSGD, calibrated, dp_gradient
 from ppds_jax.types import Budget, Dataset, DataSpec, Generator, Guarantee, Key, PyTree
 
@@ -89,7 +95,7 @@ def private_training(
     private = dp_gradient(loss, settings)
 
     def init(key, data, public, start=None):
-        params = first(key, data) if start is None else start.average
+        params = first(key, data) if start is None else handed_over(start)
         return begin_average(begin(optimizer, params, private.init(params)))
 
     def step(key, state, data, public):

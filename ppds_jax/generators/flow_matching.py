@@ -9,7 +9,13 @@ import optax
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.generators.denoising import Conditional
 from ppds_jax.nets.edm import heun
-from ppds_jax.optimise import begin, begin_average, descend, follow
+from ppds_jax.optimise import (
+    begin,
+    begin_average,
+    descend,
+    follow,
+    handed_over,
+)
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator
 
@@ -57,7 +63,7 @@ class FlowMatching(Conditional):
 
         def init(key, data, public, start=None):
             if start is not None:
-                return start
+                return begin_average(begin(optimizer, handed_over(start)))
             x, y = jnp.zeros((1, *spec.image_shape)), jnp.zeros((1, spec.num_classes))
             params = net.init(key, x, jnp.zeros(1), y)
             return begin_average(begin(optimizer, params))

@@ -148,9 +148,10 @@ class GAN:
         optimizer = optax.adam(self.learning_rate, b1=0.5, b2=0.99)
 
         def init(key, data, public, start=None):
-            if start is not None:
-                return start
             params, critic = model.init(key)
+            if start is not None:
+                params = start.generator.average
+                critic = start.discriminator.params
             return GANState(
                 begin_average(begin(optimizer, params)), begin(optimizer, critic)
             )

@@ -10,7 +10,7 @@ import optax
 
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.nets.vae import decoder, encoder
-from ppds_jax.optimise import begin, descend
+from ppds_jax.optimise import begin, descend, handed_over
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator, check_numbers
 
@@ -114,7 +114,8 @@ class VAE:
         batch_size = min(self.batch_size, spec.num_members)
 
         def init(key, data, public, start=None):
-            return begin(optimizer, model.init(key)) if start is None else start
+            params = model.init(key) if start is None else handed_over(start)
+            return begin(optimizer, params)
 
         def loss(params, key, image, label):
             distortion, rate = model.cost(key, params, image, label)

@@ -314,9 +314,10 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except signals.Stopped as stop:
+        kept = "what was last saved" if stop.hasty else "what was computed"
         print(
-            f"stopped by {stop.name}: what was computed is kept, and the same command "
-            "goes on from there",
+            f"stopped by {stop.name}: {kept} is kept, and the same command goes on "
+            "from there",
             file=sys.stderr,
         )
         raise SystemExit(stop.code) from None

@@ -181,9 +181,10 @@ def _start(runtime: "Runtime") -> None:
     devices.prepare(runtime.layout)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours
     try:
-        jax.distributed.initialize(
-            runtime.coordinator, runtime.num_processes, runtime.process_id
-        )
+        with signals.deadly():  # no Python runs while it waits, up to minutes
+            jax.distributed.initialize(
+                runtime.coordinator, runtime.num_processes, runtime.process_id
+            )
     except ValueError as error:
         raise InputError(
             f"distributed: {error} Neither SLURM nor a TPU pod is found here: give "

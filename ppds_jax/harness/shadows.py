@@ -185,7 +185,7 @@ class Shadows:
 
         def width(missing: int) -> int:
             size = layout.width(-(-missing // group.count))
-            if layout.at_once is None and layout.resolved.endswith("vmap"):
+            if layout.resolved.endswith("vmap"):
                 size = fitting(size)
             store.note(layout.described(size) | {"processes": group.count})
             return size

@@ -22,9 +22,10 @@ if hasattr(signal, "SIGUSR1"):  # not on every system
 class Stopped(BaseException):
     """A signal on its way out. No `Exception`: nothing that goes on may catch it."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, hasty: bool = False):
         super().__init__(number)
         self.name = signal.Signals(number).name
+        self.hasty = hasty  # it did not wait for what was being saved
         self.code = INTERRUPTED if number == signal.SIGINT else GO_ON
 
 
@@ -41,7 +42,7 @@ def _arrived(number: int, frame: object) -> None:
     if _came is None:
         _came, _when = number, time.monotonic()
     if _held is None or _held:
-        raise Stopped(number)
+        raise Stopped(number, hasty=bool(_held))
     _held.append(number)
 
 
@@ -62,6 +63,16 @@ def watched() -> Iterator[None]:
         _came = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deadly() -> Iterator[None]:
+    """Within it a signal ends the process at once: there is nothing to save yet."""
+    with unmoved():
+        with contextlib.suppress(ValueError):  # outside of the main thread
+            for number in _WATCHED:
+                signal.signal(number, signal.SIG_DFL)
+        yield
 
 
 @contextlib.contextmanager

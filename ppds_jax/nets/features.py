@@ -126,6 +126,15 @@ def convolutions(width: int) -> Net:
     return Net(init, apply)
 
 
+def each_alone(net: Net) -> Net:
+    """The network on one image at a time: none can touch another's output."""
+
+    def apply(params, image):
+        return jax.vmap(lambda x: net.apply(params, x[None])[0])(image)
+
+    return net._replace(apply=apply)
+
+
 def composed(
     net: Net, params: PyTree, features: int, lengthscales: tuple[float, ...]
 ) -> Features:

@@ -41,6 +41,7 @@ REPLACE = Neighbours.REPLACE_ONE
 NAMES = {relation: relation.value for relation in Neighbours}
 
 PUBLIC_COUNT = "the number of private images is public"
+PUBLIC_COUNTS = "the number of private images of each class is public"
 
 COARSE = 1e-2  # interval of the first grid on which a privacy loss is rounded
 LEAST = 0.05  # no search for noise multipliers below
