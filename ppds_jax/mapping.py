@@ -147,8 +147,9 @@ class Mapped:
         free = self.layout.free()
         if most > FEW and MANY * size * most > free:
             need, result = self._need(shared, rows, FEW * self.layout.shape[0])
-            free -= 2 * most / FEW * result  # as `chunk` has it
-            most = min(most, max(FEW, int(FEW * max(free, 0) / max(need, 1))))
+            if most * need > FEW * free:  # several calls, as `chunk` has it
+                free -= 2 * most / FEW * result
+                most = min(most, max(FEW, int(FEW * max(free, 0) / max(need, 1))))
         return most
 
     def _largest(self, shared: PyTree, rows: PyTree) -> int:
