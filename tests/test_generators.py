@@ -32,7 +32,8 @@ from ppds_jax.generators.dp_kip import tangent_kernel
 from ppds_jax.generators.dp_mepf import PRETRAINED
 from ppds_jax.generators.matching import BOUND, means
 from ppds_jax.nets import Net
-from ppds_jax.types import Budget, Dataset, DataSpec
+from ppds_jax.privacy.accounting import PUBLIC_COUNTS
+from ppds_jax.types import Budget, Dataset, DataSpec, InputError
 from tests.conftest import BUDGET, DIGITS
 
 FREE = Budget(float("inf"), 1e-5)
@@ -199,6 +200,15 @@ def test_under_huge_noise_images_teach_what_they_do_without_data(config):
     )
     assert real < none + 0.1
     assert none < LIKE_NOTHING[config] + 0.1
+
+
+def test_feta_names_what_its_guarantee_supposes_and_the_least_it_divides():
+    config = DPFeta(batch_size=20, epochs=1)
+    counted = replace(DIGITS, class_counts=(10,) * 10)
+    assert PUBLIC_COUNTS in config.make(counted, BUDGET).guarantee.notes
+    assert PUBLIC_COUNTS not in config.make(DIGITS, BUDGET).guarantee.notes
+    with pytest.raises(InputError, match=r"epsilon=0\.01: DPFeta divides it"):
+        config.make(DIGITS, Budget(0.01, 1e-5))
 
 
 def test_noise_is_part_of_the_gradient_of_a_kernel_mean(digits):

@@ -20,6 +20,9 @@ from ppds_jax.types import Budget, Dataset, DataSpec, Generator, InputError, Key
 Central = tuple[Float[Array, "m h w c"], Int32[Array, " m"]]
 
 
+LEAST = 0.01  # epsilon of a part: what the accountant resolves
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPFeta(DPDM):
     """DPDM, from a network that was trained on noisy central images of each class.
@@ -74,7 +77,12 @@ class DPFeta(DPDM):
                 notes=known,
             )
 
-        part = Budget(self.central_share * budget.epsilon, budget.delta)
+        if budget.epsilon < 2 * LEAST:
+            raise InputError(
+                f"epsilon={budget.epsilon}: DPFeta divides it, and needs {2 * LEAST}"
+            )
+        share = max(self.central_share * budget.epsilon, LEAST)
+        part = Budget(share, budget.delta)
         central_noise = accounting.calibrate(releases, part)
         settings = settings_of(self, spec, budget)
         both = lambda sigma: accounting.compose(
