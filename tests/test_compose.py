@@ -297,7 +297,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("VAE", marks=pytest.mark.slow), "FlowMatching"]
+)
 def test_a_fitted_network_is_taken_over_and_trains_on(name, digits):
     """Its parameters, not its optimiser: the schedule of that one has run out."""
     public, private = (one.make(DIGITS, BUDGET) for one in STARTS[name])

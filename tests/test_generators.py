@@ -173,7 +173,16 @@ LIKE_NOTHING = {
 }
 
 
-@pytest.mark.parametrize("config", LIKE_NOTHING, ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            config, marks=[pytest.mark.slow] * (type(config) in (DPMepf, DPKip))
+        )
+        for config in LIKE_NOTHING
+    ],
+    ids=lambda c: type(c).__name__,
+)
 def test_under_huge_noise_images_teach_what_they_do_without_data(config):
     """The twin is the same method where nobody is a member: chance, but for fonts."""
     images = load("digits")
