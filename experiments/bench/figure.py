@@ -67,7 +67,7 @@ def _lines(axis: Any, found: list[tuple[str, float]]) -> None:
             *zip(*points, strict=True), style, color=colour, marker=".", label=start
         )
     axis.set(xscale="log", yscale="log", xlabel="models, M")
-    columns = max(len(modes), 1)
+    columns = min(len(modes), 3)
     axis.legend(
         fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14)
     )
