@@ -49,9 +49,9 @@ class ClassPCA:
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
     0.932 ± 0.02 in 4 s; MNIST, epsilon 10: 0.937 ± 0.02 in 9 s; Fashion-MNIST, epsilon
-    1: 0.792 ± 0.03 in 11 s; Fashion-MNIST, epsilon 10: 0.826 ± 0.02 in 7 s. By `python
-    -m experiments.generators small --data FILE.npz --methods ClassPCA` with mnist or
-    fashion_mnist for FILE, see `experiments/results/`.
+    1: 0.792 ± 0.03 in 14 s; Fashion-MNIST, epsilon 10: 0.830 ± 0.02 (one seed) in 4
+    min. By `python -m experiments.generators small --data FILE.npz --methods ClassPCA`
+    with mnist or fashion_mnist for FILE, see `experiments/results/`.
 
     **References:** Dwork, Talwar, Thakurta and Zhang, Analyze Gauss: Optimal Bounds for
     Privacy-Preserving Principal Component Analysis, 2014 (the second release).

@@ -36,9 +36,9 @@ class DPFeta(DPDM):
     images of a class, never by how many were drawn.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.697 ± 0.02 in 8 min; MNIST, epsilon 10: 0.820 ± 0.02 in 9 min. By `python -m
-    experiments.generators small --data mnist.npz --methods DPFeta`, see
-    `experiments/results/`.
+    0.697 ± 0.02 (one seed) in 8 min; MNIST, epsilon 10: 0.820 ± 0.02 (one seed) in 9
+    min. By `python -m experiments.generators small --data mnist.npz --methods DPFeta`,
+    see `experiments/results/`.
 
     **References:** Li, Gong, Li, Zhao, Hou and Wang, From Easy to Hard: Building a
     Shortcut for Differentially Private Image Synthesis, 2025, arXiv 2504.01395.

@@ -26,9 +26,9 @@ class DPGAN:
     post-processing. Both may be published.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.398 ± 0.06 in 7 min; MNIST, epsilon 10: 0.525 ± 0.06 in 8 min. By `python -m
-    experiments.generators small --data mnist.npz --methods DPGAN`, see
-    `experiments/results/`.
+    0.398 ± 0.06 (one seed) in 7 min; MNIST, epsilon 10: 0.525 ± 0.06 (one seed) in 8
+    min. By `python -m experiments.generators small --data mnist.npz --methods DPGAN`,
+    see `experiments/results/`.
 
     **References:** Xie, Lin, Wang, Wang and Zhou, Differentially Private Generative
     Adversarial Network, 2018, arXiv 1802.06739; Bie, Kamath and Zhang, Private GANs,

@@ -27,8 +27,8 @@ class DPVAE:
     noise is calibrated so that all steps together keep within the budget.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.289 ± 0.06 in 2 min; MNIST, epsilon 10: 0.410 ± 0.08 in 72 s. By `python -m
-    experiments.generators small --data mnist.npz --methods DPVAE`, see
+    0.289 ± 0.06 (one seed) in 2 min; MNIST, epsilon 10: 0.410 ± 0.08 in 72 s. By
+    `python -m experiments.generators small --data mnist.npz --methods DPVAE`, see
     `experiments/results/`.
 
     **References:** Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv

@@ -29,9 +29,9 @@ class DPDM(Denoising):
     parameters.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.404 ± 0.06 in 8 min; MNIST, epsilon 10: 0.607 ± 0.02 in 8 min. By `python -m
-    experiments.generators small --data mnist.npz --methods DPDM`, see
-    `experiments/results/`.
+    0.404 ± 0.06 (one seed) in 8 min; MNIST, epsilon 10: 0.607 ± 0.02 (one seed) in 8
+    min. By `python -m experiments.generators small --data mnist.npz --methods DPDM`,
+    see `experiments/results/`.
 
     **References:** Dockhorn, Cao, Vahdat and Kreis, Differentially Private Diffusion
     Models, 2023, arXiv 2210.09929.

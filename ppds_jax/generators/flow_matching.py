@@ -37,8 +37,9 @@ class FlowMatching(Conditional):
     **Privacy:** none.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.961 ±
-    0.02 in 20 min. By `python -m experiments.generators small --data mnist.npz
-    --methods FlowMatching`, see `experiments/results/`.
+    0.02 (one seed) in 20 min; Fashion-MNIST: 0.835 ± 0.02 (one seed) in 22 min. By
+    `python -m experiments.generators small --data FILE.npz --methods FlowMatching` with
+    mnist or fashion_mnist for FILE, see `experiments/results/`.
 
     **References:** Lipman, Chen, Ben-Hamu, Nickel and Le, Flow Matching for Generative
     Modeling, 2023, arXiv 2210.02747, with sigma_min = 0.

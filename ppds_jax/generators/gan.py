@@ -110,8 +110,9 @@ class GAN:
     **Privacy:** none.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.932 ±
-    0.02 in 3 min. By `python -m experiments.generators small --data mnist.npz --methods
-    GAN`, see `experiments/results/`.
+    0.02 (one seed) in 3 min; Fashion-MNIST: 0.785 ± 0.02 (one seed) in 3 min. By
+    `python -m experiments.generators small --data FILE.npz --methods GAN` with mnist or
+    fashion_mnist for FILE, see `experiments/results/`.
 
     **References:** Goodfellow et al., Generative Adversarial Networks, 2014, arXiv
     1406.2661; Mescheder, Geiger and Nowozin, Which Training Methods for GANs do

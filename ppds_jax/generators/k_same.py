@@ -28,7 +28,7 @@ class KSame:
     changes nor what an attacker who knows others can learn.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST: 0.918 ±
-    0.02 in 9 s; Fashion-MNIST: 0.812 ± 0.02 in 17 s. By `python -m
+    0.02 in 9 s; Fashion-MNIST: 0.812 ± 0.02 in 8 s. By `python -m
     experiments.generators small --data FILE.npz --methods KSame` with mnist or
     fashion_mnist for FILE, see `experiments/results/`.
 
