@@ -239,7 +239,7 @@ def ema(generator: Generator, decay: float) -> Generator:
             raise InputError(
                 f"ema: {type(state).__name__} holds no `Trained` to average"
             )
-        if any(_averaged(state)):
+        if _averages(state):
             raise InputError("ema: draws by an average already; set its `average`")
         return EMAState(state, mean, jnp.zeros((), jnp.int32))
 
@@ -265,10 +265,10 @@ def ema(generator: Generator, decay: float) -> Generator:
     )
 
 
-def _averaged(state: PyTree) -> list[bool]:
-    """For each leaf of a state, or `Averaged` in it, whether it is one."""
+def _averages(state: PyTree) -> bool:
+    """Whether a state holds an average of parameters of its own."""
     one = lambda x: isinstance(x, Averaged)
-    return [one(x) for x in jax.tree.leaves(state, is_leaf=one)]
+    return any(map(one, jax.tree.leaves(state, is_leaf=one)))
 
 
 def _is_trained(x: Any) -> bool:

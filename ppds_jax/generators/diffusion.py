@@ -7,13 +7,7 @@ import optax
 
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.generators.denoising import Denoising, denoising
-from ppds_jax.optimise import (
-    begin,
-    begin_average,
-    descend,
-    follow,
-    handed_over,
-)
+from ppds_jax.optimise import begin, begin_average, descend, follow, handed_over
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator
 

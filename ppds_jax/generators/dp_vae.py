@@ -5,13 +5,7 @@ from dataclasses import dataclass
 import optax
 
 from ppds_jax.generators.vae import autoencoder
-from ppds_jax.optimise import (
-    begin,
-    begin_average,
-    descend,
-    follow,
-    handed_over,
-)
+from ppds_jax.optimise import begin, begin_average, descend, follow, handed_over
 from ppds_jax.privacy.dpsgd import calibrated, dp_gradient
 from ppds_jax.types import Budget, DataSpec, Generator, InputError, check_numbers
 

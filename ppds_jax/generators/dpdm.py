@@ -6,13 +6,7 @@ from dataclasses import dataclass
 import optax
 
 from ppds_jax.generators.denoising import Denoising, Model, denoising
-from ppds_jax.optimise import (
-    begin,
-    begin_average,
-    descend,
-    follow,
-    handed_over,
-)
+from ppds_jax.optimise import begin, begin_average, descend, follow, handed_over
 from ppds_jax.privacy.dpsgd import DPSGD, calibrated, dp_gradient
 from ppds_jax.types import Budget, Dataset, DataSpec, Generator, Guarantee, Key, PyTree
 

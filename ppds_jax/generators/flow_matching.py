@@ -9,13 +9,7 @@ import optax
 from ppds_jax.data.batches import draw_batch
 from ppds_jax.generators.denoising import Conditional
 from ppds_jax.nets.edm import heun
-from ppds_jax.optimise import (
-    begin,
-    begin_average,
-    descend,
-    follow,
-    handed_over,
-)
+from ppds_jax.optimise import begin, begin_average, descend, follow, handed_over
 from ppds_jax.privacy.accounting import non_private
 from ppds_jax.types import Budget, DataSpec, Generator
 
