@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from experiments.bench.contest import Contestant, Result, contest, ratio
 from experiments.bench.scoring import Scoring, row, score_seconds
 from ppds_jax.devices import Mode
@@ -72,7 +74,7 @@ class Config:
     naive_steps: int = 1
     width_nets: tuple[Net, ...] = ("maxpool",)
     widths: tuple[int, ...] = (4, 256)
-    width_steps: int = 24
+    width_steps: int = 8
     modes: tuple[Mode, ...] = ("shard-map", "shard-vmap", "map", "vmap")
     mapper_widths: tuple[int, ...] = (16,)
     mapper_steps: int = 2
@@ -211,22 +213,24 @@ def widths(cfg: Config) -> list[Row]:
         entries = {}
         for models in cfg.widths:
             # few models several times: a neighbour on the machine meets all M alike
-            repeats = max(1, 32 // models) if cfg.by_core else 1
+            repeats = max(1, 64 // models) if cfg.by_core else 1
             entries[str(models)] = Contestant(
                 "ours:shadows",
                 work | {"models": models, "repeats": repeats},
                 units=models * cfg.width_steps * repeats,
             )
         place = f"{net}-{size}"
-        results = contest(entries, min(3, cfg.rounds))
+        results = contest(entries, cfg.rounds)
         for many, result in results.items():
             name = f"{place}/{many}"
             rows.append(_ms(f"width_ms/{name}", result))
             rows.append(_hourly(name, result))
             unit = "GiB of main memory"
             rows.append(row(f"peak_memory/{name}", result.memory, unit))
-        costs = [result.per_unit for result in results.values()][1:] or [1.0]
-        spread = max(costs) / min(costs)
+        others = [*results.values()][1:] or [*results.values()]
+        costs = np.array([result.seconds / result.units for result in others])
+        medians = np.median(costs / costs.mean(axis=0), axis=1)  # each in its round
+        spread = float(medians.max() / medians.min())
         unit = "dearest M over cheapest, above the first"
         rows.append(row(f"cost_spread/{place}", spread, unit))
     return rows

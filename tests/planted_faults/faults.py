@@ -15,6 +15,7 @@ from tests.planted_faults.sound import (
     SPEC,
     Batches,
     Means,
+    clipped,
     fresh,
     gaussian,
     images,
@@ -73,6 +74,34 @@ def values_only(data, budget):
             return jnp.sum(mean**2) - 0.1 * jnp.sum(mean * exact + noise)
 
         mean = state["mean"] - 0.3 * jax.grad(loss)(state["mean"])
+        return {"mean": mean, "step": state["step"] + 1}, {}
+
+    return Generator(init, step, images, 5, run(sigma))
+
+
+def noise_as_target(data, budget):
+    """A forward diffusion's noise, counted as privacy (dp-promise).
+
+    Each noised image is private indeed; but the model is taught the noise itself, so
+    that the gradient takes it off again.
+    """
+    run = lambda sigma: accounting.compose(*[gaussian(sigma)] * 5)
+    sigma = accounting.calibrate(run, budget)
+
+    def init(key, data, public, start=None):
+        mean = jnp.zeros((SPEC.num_classes, 16))
+        return {"mean": mean, "step": jnp.array(0, jnp.int32)}
+
+    def step(key, state, data, public):
+        clean = jnp.where(state["step"] < 5, clipped(data), jnp.nan)
+        noised = gaussian_release(key, clean, sensitivity=BOUND, noise_multiplier=sigma)
+        noise = noised - clean
+
+        def loss(mean):
+            error = noise - (noised - mean[data.label])
+            return jnp.sum(jnp.where(data.member[:, None], error, 0) ** 2)
+
+        mean = state["mean"] - 0.02 * jax.grad(loss)(state["mean"])
         return {"mean": mean, "step": state["step"] + 1}, {}
 
     return Generator(init, step, images, 5, run(sigma))
@@ -153,6 +182,22 @@ def real_start(mean, exact, data):
     return {"mean": mean, "start": decode(start)}
 
 
+def labeller(mean, exact, data):
+    """A classifier of the private images beside the generator, unpaid for (DPGEN)."""
+    return {"mean": mean, "centres": exact / one_hot(data).sum(0)[:, None]}
+
+
+def by_labeller(data):
+    """A sampler whose labels are that classifier's."""
+
+    def sample(key, state, label, public):
+        far = state["mean"][None] - state["centres"][:, None]
+        found = jnp.argmin(jnp.sum(far**2, axis=2), axis=1)
+        return images(key, state, found[label], public)
+
+    return sample
+
+
 def by_realised(total, data):
     return total / jnp.maximum(data.member.astype(jnp.float32).sum(), 1)
 
@@ -161,6 +206,7 @@ def by_realised(total, data):
 FAULTS = {
     "noise detached from the gradient": (detached_noise, "flow"),
     "noise in a kernel mean's values alone": (values_only, "flow"),
+    "a diffusion's noise counted, and learned": (noise_as_target, "flow"),
     "sensitivity two times too small": (Means(sensitivity=BOUND / 2), "sensitivity"),
     "no clipping": (Means(rows=unclipped), "sensitivity"),
     "noise drawn once and reused": (Batches(noise=one_draw), "noise"),
@@ -187,6 +233,10 @@ FAULTS = {
     "noise skipped where it fails": (Batches(noise=skipped), "failure"),
     "a filter that closes over private images": (Means(sample=away_from), "closure"),
     "real images as a start": (Means(state=real_start), "flow"),
+    "labels by a model of private images": (
+        Means(state=labeller, sample=by_labeller),
+        "flow",
+    ),
     "divided by the realised count": (Means(divide=by_realised), "flow"),
     "calibrated beyond the budget": (Means(sigma=over), "budget"),
     "one key for batch and noise": (Batches(keys=copies), "keys"),
