@@ -22,11 +22,12 @@ from ppds_jax.jaxprs import reinterpret
 
 
 def canonical(fn: Callable) -> Callable:
-    """Returns `fn` with every convolution in the layout that has a fast CPU kernel.
+    """Returns `fn` with its convolutions in the layout that has a fast CPU kernel.
 
-    Works on the jaxpr, so on any library's layers and on gradients taken inside `fn`;
-    loops and branches are entered. Apply it after `jax.grad`, not before. Results
-    differ by float rounding only.
+    Those of images, that is: in one or three dimensions, and the gradient of a grouped
+    one, they stay as they are. Works on the jaxpr, so on any library's layers and on
+    gradients taken inside `fn`; loops and branches are entered. Apply it after
+    `jax.grad`, not before. Results differ by float rounding only.
 
     >>> step = canonical(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))
     >>> step(jnp.ones((1, 2, 5, 5)), jnp.ones((3, 2, 3, 3))).shape

@@ -151,7 +151,7 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
 
 
 def default_mode() -> Mode:
-    """Shadows in turn on each core of a CPU: the fastest of those tried.
+    """Shadows in turn on each core of a CPU: the fastest tried, for 16 and more.
 
     The rows `mapper_ms` of `python -m experiments.speed full --parts mappers`.
     On an accelerator `vmap`: the same rows of `make bench-gpu PART=2`. A model that is

@@ -34,6 +34,7 @@ class Mapped:
         self._fn, self.layout, self._steps = fn, layout, steps
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self.used = 0  # rows in one call, the last time
+        self._of = 0  # so many
         self._programs: dict[Any, Any] = {}
         self._needs: dict[Any, tuple[float, float]] = {}
         self._sizes: dict[Any, int] = {}
@@ -42,12 +43,22 @@ class Mapped:
         """Returns fn's results for all rows, with the leading axis of `rows`.
 
         Raises:
-          InputError: no rows; one on each device, with the results of all, needs more
-            than the memory asked for.
+          InputError: no rows; leaves of different lengths; one row on each device, with
+            the results of all, needs more than the memory asked for.
         """
         shared = self._put(shared, "everywhere")
+        before = self.used if self._of == _count(rows) else 0
+        self._of = _count(rows)
         while True:
             chunk = self.chunk(shared, rows)
+            if before not in (0, chunk):
+                warnings.warn(
+                    f"memory: {chunk} shadow models at once from here on, {before} "
+                    "before; last bits may differ",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            before = 0
             try:
                 return self._run(shared, rows, chunk)
             except jax.errors.JaxRuntimeError as error:
@@ -266,4 +277,9 @@ def _resized(x: Any, count: int) -> jax.ShapeDtypeStruct:
 
 
 def _count(rows: PyTree) -> int:
-    return len(jax.tree.leaves(rows)[0])
+    lengths = sorted({len(leaf) for leaf in jax.tree.leaves(rows)})
+    if len(lengths) != 1:
+        raise InputError(
+            f"map_shadows: rows of lengths {lengths}; give one of each leaf"
+        )
+    return lengths[0]

@@ -15,10 +15,11 @@
 #   WAIT      seconds between looks at a TPU that is not ready, by default 60
 #
 # On each worker the command is started again as long as it ends with 75 (a signal: what
-# was computed is kept), 143 (one that came before anything began) or 134 (aborted by
-# JAX: another worker was lost). Any other code ends the loop and is this script's own. Where a worker is lost itself (preemption: ssh
-# ends with 255), all go on as soon as the TPU is ready again; a TPU that was deleted
-# you create again under the same name, as a queued resource does.
+# was computed is kept), 138 or 143 (one that came before anything began) or 134 (aborted
+# by JAX: another worker was lost). Any other code ends the loop and is this script's
+# own. Where a worker is lost itself (preemption: ssh ends with 255), all go on as soon as
+# the TPU is ready again; a TPU that was deleted you create again under the same name, as
+# a queued resource does.
 set -uo pipefail
 
 if [[ $# -lt 2 || -z ${ZONE:-} ]]; then
@@ -40,7 +41,7 @@ worker_loop() {
     printf 'for try in $(seq 0 %d); do\n' "$restarts"
     printf '%q ' "$@"
     printf '\ncode=$?\n'
-    printf 'case $code in 75 | 134 | 143) sleep %d ;; *) exit $code ;; esac\n' "${PAUSE:-5}"
+    printf 'case $code in 75 | 134 | 138 | 143) sleep %d ;; *) exit $code ;; esac\n' "${PAUSE:-5}"
     printf 'done\nexit $code\n'
 }
 

@@ -72,6 +72,28 @@ def test_one_and_four_devices_agree_to_the_bit_at_the_same_width(inner):
     np.testing.assert_array_equal(np.concatenate(parts), spread(SHARED, rows(8)))
 
 
+@pytest.mark.parametrize("mode", ["shard-map", "shard-vmap"])
+def test_networks_agree_to_the_bit_on_one_and_four_devices(mode, digits):
+    """By the same mapper, one model on each device."""
+    method = CNN(width=4, hidden=8, epochs=1, pool=True).make(DIGITS, BUDGET)
+
+    def shadow(data, row):
+        return fit(row[0], method, data._replace(member=row[1]))[0].params
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    models = keys, jax.random.bernoulli(keys[0], 0.5, (4, digits.label.size))
+    at_once = 1 if mode == "shard-vmap" else None
+    spread = map_shadows(shadow, Layout(mode, (4, 1), at_once))(digits, models)
+    single = map_shadows(shadow, Layout(mode, (1, 1), at_once))(digits, models)
+    jax.tree.map(np.testing.assert_array_equal, single, spread)
+
+
+def test_rows_of_different_lengths_are_refused():
+    both = lambda shared, row: row[0] + row[1]
+    with pytest.raises(InputError, match=r"rows of lengths \[3, 4\]"):
+        map_shadows(both, "vmap", at_once=2)((), (jnp.ones(4), jnp.ones(3)))
+
+
 COLLECTIVE = (
     r".* (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)"
     r"(?:-start)?\("
@@ -131,7 +153,9 @@ def test_rows_that_do_not_fit_go_in_chunks(monkeypatch):
     results = 2 * 20 * whole[0].nbytes  # kept, and joined; a call's last rows repeat
     free["bytes"] = needs[1] + results
     assert mapped.chunk(SHARED, rows(16)) in (4, 5)
-    np.testing.assert_allclose(mapped(SHARED, rows(16)), whole, atol=1e-5)
+    with pytest.warns(RuntimeWarning, match=r"[45] shadow models at once .* 16 before"):
+        parts = mapped(SHARED, rows(16))
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
     free["bytes"] = needs[0] - 1
     with pytest.raises(InputError, match=r"memory=1GB: a shadow model on each of 1"):
         mapped(SHARED, rows(16))
