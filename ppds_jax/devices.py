@@ -40,7 +40,7 @@ def prepare(layout: "Layout | None" = None, *, threads: bool = False) -> None:
     if threads:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         path = os.path.join(cache, "ppds_jax", "compiled")
         jax.config.update("jax_compilation_cache_dir", path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -173,7 +173,7 @@ class Layout:
       mesh: devices along the axes (shadow, data), or None for all along the first. Each
         private batch is spread over the devices of the second.
       at_once: models in one vmap on each device, or None for as many as fit into
-        memory.
+        memory. Where "auto" trains them in turn, it changes nothing.
       memory: bytes that may be in use (by this process on a CPU, on each device
         elsewhere), or None for what is free.
     """
@@ -195,6 +195,11 @@ class Layout:
         if self.mesh and self.mode in ("map", "vmap"):
             raise InputError(
                 f"mode={self.mode!r}: uses one device; for a mesh, shard-{self.mode}"
+            )
+        if self.at_once and self.mode in ("map", "shard-map"):
+            raise InputError(
+                f"at_once={self.at_once}: mode={self.mode!r} trains models in turn; "
+                "for several at once, vmap or shard-vmap"
             )
 
     @cached_property
@@ -267,16 +272,19 @@ class Layout:
             "jax": jax.__version__,
         }
 
-    def free(self) -> float:
-        """Bytes that programs may take on each device."""
+    def free(self, held: int = 0) -> float:
+        """Bytes on each device that a program may take.
+
+        `held` of them are arguments that lie there: in use, and the program's too.
+        """
         device = jax.local_devices()[0]
         stats = device.memory_stats() if device.platform != "cpu" else None
         if stats is not None:
-            limit = 0.9 * stats.get("bytes_limit", np.inf)
-            return min(limit, self.memory or np.inf)
+            limit = min(0.9 * stats.get("bytes_limit", np.inf), self.memory or np.inf)
+            return limit - max(stats.get("bytes_in_use", 0) - held, 0)
         if self.memory is not None:
-            return (self.memory - _resident()) / np.prod(self.shape)
-        return 0.8 * _available() / np.prod(self.shape)
+            return (self.memory - _resident()) / np.prod(self.shape) + held
+        return 0.8 * _available() / np.prod(self.shape) + held
 
 
 def _resident() -> int:

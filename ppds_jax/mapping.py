@@ -34,10 +34,10 @@ class Mapped:
         self._fn, self.layout, self._steps = fn, layout, steps
         self._most: int | None = None  # rows in one call, once memory has set a bound
         self.used = 0  # rows in one call, the last time
-        self._of = 0  # so many
         self._programs: dict[Any, Any] = {}
         self._needs: dict[Any, tuple[float, float]] = {}
         self._sizes: dict[Any, int] = {}
+        self._chunks: dict[Any, int] = {}
 
     def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
@@ -47,18 +47,8 @@ class Mapped:
             the results of all, needs more than the memory asked for.
         """
         shared = self._put(shared, "everywhere")
-        before = self.used if self._of == _count(rows) else 0
-        self._of = _count(rows)
         while True:
             chunk = self.chunk(shared, rows)
-            if before not in (0, chunk):
-                warnings.warn(
-                    f"memory: {chunk} shadow models at once from here on, {before} "
-                    "before; last bits may differ",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            before = 0
             try:
                 return self._run(shared, rows, chunk)
             except jax.errors.JaxRuntimeError as error:
@@ -66,9 +56,10 @@ class Mapped:
                 if not _out_of_memory(error) or chunk <= devices:
                     raise
                 self._most = max(1, chunk // devices // 2) * devices
+                self._chunks.clear()
                 warnings.warn(
-                    f"out of memory with {chunk} shadow models at once: going on with "
-                    f"{self._most}",
+                    f"out of memory with {chunk} shadow models at once; in a vmap last "
+                    f"bits depend on how many: going on with {self._most}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -109,10 +100,18 @@ class Mapped:
         """Rows in one call: the most that fit, in calls of equal size.
 
         Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
+        What is decided for some shapes holds until memory runs out: a long run keeps
+        its width, whatever else takes memory meanwhile.
         """
-        devices, count = self.layout.shape[0], _count(rows)
-        if not count:
+        if not _count(rows):
             raise InputError("map_shadows: no rows; give at least one")
+        key = _kind((shared, rows))
+        if key not in self._chunks:
+            self._chunks[key] = self._fitting(shared, rows)
+        return self._chunks[key]
+
+    def _fitting(self, shared: PyTree, rows: PyTree) -> int:
+        devices, count = self.layout.shape[0], _count(rows)
         most = -(-count // devices) * devices
         if self.layout.resolved.endswith("vmap"):
             most = min(most, self._vmapped(shared, rows, most // devices) * devices)
@@ -123,7 +122,10 @@ class Mapped:
             need, result = self._need(shared, rows, chunk)
             # results of all calls, and all of them once more where they are joined
             kept = 2 * calls * result if calls > 1 else 0
-            free = self.layout.free() - kept
+            held = self._held(shared, "everywhere")
+            if chunk == count:  # else parts of them are copied
+                held += self._held(rows, "rows")
+            free = self.layout.free(held) - kept
             if need <= free:
                 return chunk
             if chunk == devices:
@@ -155,7 +157,7 @@ class Mapped:
         is_free = self.layout.mode == "auto" and self.layout.at_once is None
         if self._steps and is_free and size >= FILLS:
             return 1
-        free = self.layout.free()
+        free = self.layout.free(self._held(shared, "everywhere"))
         if most > FEW and MANY * size * most > free:
             need, result = self._need(shared, rows, FEW * self.layout.shape[0])
             if most * need > FEW * free:  # several calls, as `chunk` has it
@@ -199,6 +201,16 @@ class Mapped:
             told = (_bytes(used), used.output_size_in_bytes) if used else (0.0, 0.0)
             self._needs[key] = told
         return self._needs[key]
+
+    def _held(self, tree: PyTree, where: Literal["rows", "everywhere"]) -> int:
+        """Bytes on each device of what lies there already, as a program takes it."""
+        arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        if self.layout.resolved.startswith("shard"):
+            to = getattr(self.layout, where)
+            arrays = [x for x in arrays if x.sharding.is_equivalent_to(to, x.ndim)]
+        return sum(x.nbytes for x in arrays) // (
+            self.layout.shape[0] if where == "rows" else 1
+        )
 
     def _run(self, shared: PyTree, rows: PyTree, chunk: int) -> PyTree:
         count, results, self.used = _count(rows), [], chunk
@@ -277,7 +289,10 @@ def _resized(x: Any, count: int) -> jax.ShapeDtypeStruct:
 
 
 def _count(rows: PyTree) -> int:
-    lengths = sorted({len(leaf) for leaf in jax.tree.leaves(rows)})
+    shapes = [jax.typeof(leaf).shape for leaf in jax.tree.leaves(rows)]
+    if not all(shapes):
+        raise InputError("map_shadows: rows hold a scalar; give an array, a row each")
+    lengths = sorted({shape[0] for shape in shapes})
     if len(lengths) != 1:
         raise InputError(
             f"map_shadows: rows of lengths {lengths}; give one of each leaf"

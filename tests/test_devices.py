@@ -92,6 +92,10 @@ def test_rows_of_different_lengths_are_refused():
     both = lambda shared, row: row[0] + row[1]
     with pytest.raises(InputError, match=r"rows of lengths \[3, 4\]"):
         map_shadows(both, "vmap", at_once=2)((), (jnp.ones(4), jnp.ones(3)))
+    with pytest.raises(InputError, match="rows hold a scalar"):
+        map_shadows(both, "vmap")((), (jnp.ones(4), 1.0))
+    with pytest.raises(InputError, match=r"lengths \[\]"):
+        map_shadows(both, "vmap")((), ())
 
 
 COLLECTIVE = (
@@ -145,26 +149,26 @@ def test_shadows_of_a_network_never_talk_to_each_other(digits):
 
 def test_rows_that_do_not_fit_go_in_chunks(monkeypatch):
     free = {"bytes": np.inf}
-    monkeypatch.setattr(Layout, "free", lambda self: free["bytes"])
+    monkeypatch.setattr(Layout, "free", lambda self, held: free["bytes"])
     mapped = map_shadows(one, "vmap", memory=10**9)
     whole = mapped(SHARED, rows(16))
     needs = [mapped._need(SHARED, rows(16), chunk)[0] for chunk in (1, 5, 16)]
     assert needs == sorted(needs)
     results = 2 * 20 * whole[0].nbytes  # kept, and joined; a call's last rows repeat
     free["bytes"] = needs[1] + results
-    assert mapped.chunk(SHARED, rows(16)) in (4, 5)
-    with pytest.warns(RuntimeWarning, match=r"[45] shadow models at once .* 16 before"):
-        parts = mapped(SHARED, rows(16))
-    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    assert mapped.chunk(SHARED, rows(16)) == 16, "what is decided holds"
+    small = map_shadows(one, "vmap", memory=10**9)
+    assert small.chunk(SHARED, rows(16)) in (4, 5)
+    np.testing.assert_allclose(small(SHARED, rows(16)), whole, atol=1e-5)
     free["bytes"] = needs[0] - 1
     with pytest.raises(InputError, match=r"memory=1GB: a shadow model on each of 1"):
-        mapped(SHARED, rows(16))
+        map_shadows(one, "vmap", memory=10**9)(SHARED, rows(16))
 
 
 def test_few_are_compiled_to_learn_what_many_would_take(monkeypatch):
     """All 4,096 would be far too many: their program is never asked for."""
     free = {"bytes": np.inf}
-    monkeypatch.setattr(Layout, "free", lambda self: free["bytes"])
+    monkeypatch.setattr(Layout, "free", lambda self, held: free["bytes"])
     mapped, asked = map_shadows(one, "vmap"), []
     need, result = mapped._need(SHARED, rows(20), 20)
     free["bytes"] = need + 2 * 4096 / 20 * result
@@ -185,7 +189,7 @@ def test_results_of_all_calls_count_as_memory(monkeypatch):
 
     mapped = map_shadows(copies, "vmap", memory=10**9)
     need, _ = mapped._need(0.0, jnp.ones(8), 8)
-    monkeypatch.setattr(Layout, "free", lambda self: 3 * need)
+    monkeypatch.setattr(Layout, "free", lambda self, held: 3 * need)
     assert mapped.chunk(0.0, jnp.ones(16)) == 16
     with pytest.raises(InputError, match="of results"):
         mapped(0.0, jnp.ones(200))
@@ -227,6 +231,40 @@ def test_a_model_that_fills_the_device_is_trained_on_its_own(monkeypatch):
 def test_what_is_in_use_already_counts_on_a_cpu():
     with pytest.raises(InputError, match=r"memory=0.001GB.*0 GB are left"):
         map_shadows(one, "map", memory=10**6)(SHARED, rows(2))
+
+
+@pytest.mark.parametrize("mode", ["map", "shard-map", "shard-vmap"])
+def test_arguments_that_lie_there_are_counted_once(mode, monkeypatch):
+    """On a CPU the process's memory has them, and the compiler counts them as well."""
+    fn = lambda shared, row: shared[:3].sum() + row
+    layout = Layout(mode, memory=10**9)
+    given = map_shadows(fn, layout)
+    shared = given._put(jnp.ones(10**6), "everywhere")
+    row = given._put(jnp.ones((4, 10**5)), "rows")
+    copies = layout.shape[0]
+    monkeypatch.setattr(
+        devices, "_resident", lambda: copies * shared.nbytes + row.nbytes
+    )
+    beside = copies * (given._need(shared, row, 4)[0] - shared.nbytes) - row.nbytes
+    assert 0 < beside < row.nbytes + 10**5, "results, and little else"
+    memory = int(devices._resident() + beside)
+    assert map_shadows(fn, Layout(mode, memory=memory + 9))(shared, row).size
+    with pytest.raises(InputError, match="memory="):
+        map_shadows(fn, Layout(mode, None, None, memory - 9))(shared, row)
+
+
+def test_on_an_accelerator_what_others_hold_is_not_free(monkeypatch):
+    class Device:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return {"bytes_limit": 1000, "bytes_in_use": 300}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert Layout("map").free() == 600
+    assert Layout("map").free(held=200) == 800
+    assert Layout("map").free(held=400) == 900
+    assert Layout("map", memory=500).free(held=200) == 400
 
 
 def test_where_memory_runs_out_half_as_many_go_on_and_it_is_said(monkeypatch):
@@ -305,6 +343,7 @@ def test_nothing_is_begun_after_a_failure():
     [
         ({"mode": "pmap"}, "mode='pmap': use one of auto, map"),
         ({"mode": "vmap", "mesh": (2, 1)}, "for a mesh, shard-vmap"),
+        ({"mode": "map", "at_once": 2}, "at_once=2: mode='map' trains models in turn"),
     ],
 )
 def test_wrong_layouts_are_refused(layout, message):

@@ -1,6 +1,8 @@
 """Long runs: they can be cut anywhere, stopped and killed, and nothing is lost."""
 
+import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tqdm import tqdm
@@ -16,6 +19,8 @@ from tqdm import tqdm
 from experiments import survey
 from ppds_jax.harness import config, training
 from ppds_jax.harness.progress import Progress
+from ppds_jax.mapping import Mapped
+from ppds_jax.pipeline import classification
 from ppds_jax.types import InputError
 from tests import long_run
 from tests.long_run import MODELS, STEPS, classifier, rows, shadows, subject
@@ -104,6 +109,74 @@ def test_chunks_of_any_size_share_one_program_and_its_bits(tmp_path, monkeypatch
     whole = rows(tmp_path / "whole")
     assert len(whole) == MODELS
     assert rows(tmp_path / "steps") == rows(tmp_path / "some") == whole
+
+
+def test_what_a_killed_process_left_of_saved_models_goes(tmp_path, monkeypatch):
+    """Killed after the last row, before its checkpoint is removed, or in removing."""
+    here = runtime(tmp_path, checkpoint_every=0)
+    with monkeypatch.context() as killed:
+        killed.setattr(training.Trainer, "forget", lambda self: None)
+        run(here)
+    left = checkpoints(tmp_path)
+    assert len(left) == MODELS
+    left[0].rename(left[0].with_name(f".{left[0].name}"))
+    before = rows(tmp_path)
+    run(here)
+    assert checkpoints(tmp_path) == []
+    assert rows(tmp_path) == before
+
+
+def test_fewer_models_leave_the_checkpoint_of_another(tmp_path, capsys):
+    here, made = runtime(tmp_path), classifier()
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    stopped(lambda: run(here, made, term, 2.5), signal.SIGTERM, capsys)
+    (kept,) = checkpoints(tmp_path)
+    half = kept / "99.orbax-checkpoint-tmp"  # as a kill in a write leaves it
+    (half / "arrays").mkdir(parents=True)
+    few = dataclasses.replace(shadows(here), member=shadows(here).member[:2])
+    few.run(subject(made), At(0, None))
+    assert checkpoints(tmp_path) == [kept]
+    assert not half.exists()
+    seen = run(here, made).notes
+    assert int(re.search(r"step (\d+) of 12", seen[0])[1]) > 1
+
+
+def test_too_little_memory_is_found_before_anything_is_trained(tmp_path, monkeypatch):
+    """Even where the last of the stages needs it."""
+    first, last = classification(classifier()), classification(classifier(7))
+    need = lambda self, shared, rows, chunk: (1e12 * (shared[3] == 1), 0.0)
+    monkeypatch.setattr(Mapped, "_need", need)
+    two = subject(classifier())._replace(stages=(first, last))
+    here = config.Runtime(work_dir=tmp_path, mode="map", memory=10**10)
+    with pytest.raises(InputError, match="memory=10GB"):
+        shadows(here).run(two, At(0, lambda: pytest.fail("it was training")))
+    assert rows(tmp_path) == {}
+
+
+def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch):
+    """As a vmap runs out of it in the middle of a training."""
+    calls, compiled = [], Mapped.program
+
+    def program(self, shared, part):
+        made, count = compiled(self, shared, part), len(part[0])
+
+        def greedy(*args):
+            calls.append(count)
+            if count > 1 and len(calls) > 5:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: planted")
+            return made(*args)
+
+        greedy.memory_analysis = made.memory_analysis
+        return greedy
+
+    monkeypatch.setattr(Mapped, "program", program)
+    with pytest.warns(RuntimeWarning, match="out of memory with 2 .* going on with 1"):
+        run(runtime(tmp_path, "vmap"))
+    (path,) = tmp_path.glob("trained/*/layouts.jsonl")
+    widths = [json.loads(line)["width_per_device"] for line in path.open()]
+    assert widths[:2] == [2, 1]
+    assert widths[-1] == 1
+    assert len(rows(tmp_path)) == MODELS
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

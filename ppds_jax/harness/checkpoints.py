@@ -43,11 +43,13 @@ class Checkpoints:
                 alone = ocp.options.MultiprocessingOptions(0, {0}, "first")
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=1,
-                cleanup_tmp_directories=True,
                 create=False,
                 multiprocessing_options=alone,
             )
             self.path.mkdir(parents=True, exist_ok=True)
+            for path in self.path.iterdir():  # orbax would do it beside what comes next
+                if path.is_dir() and not path.name.isdigit():
+                    shutil.rmtree(path)  # half a write, of a process that was killed
             self._opened = ocp.CheckpointManager(self.path.resolve(), options=options)
         return self._opened
 
@@ -139,6 +141,7 @@ class Checkpoints:
         """Removes it, in one step: half of a checkpoint is none."""
         self.close()
         gone = self.path.with_name(f".{self.path.name}")
+        shutil.rmtree(gone, ignore_errors=True)  # of a process killed in the next line
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

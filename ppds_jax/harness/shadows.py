@@ -116,6 +116,7 @@ class Shadows:
             self.runtime.layout,
             None if self.secret else path / "checkpoints",
             self.runtime.checkpoint_every,
+            functools.partial(self._note, store),
         )
 
         def batch(rows: list[int]) -> Batch:
@@ -131,9 +132,8 @@ class Shadows:
             trainer.forget()
             done(count)
 
-        self._complete(
-            store, compute, done, saved, trainer.fitting, trainer.interrupted
-        )
+        interrupted = functools.partial(trainer.interrupted, store.__contains__)
+        self._complete(store, compute, done, saved, trainer.fitting, interrupted)
         return functools.partial(store.load, like=trainer.published)
 
     def _observe(
@@ -185,9 +185,9 @@ class Shadows:
 
         def width(missing: int) -> int:
             size = layout.width(-(-missing // group.count))
-            if layout.resolved.endswith("vmap"):
-                size = fitting(size)
-            store.note(layout.described(size) | {"processes": group.count})
+            if layout.resolved.endswith("vmap") or layout.memory:
+                size = fitting(size)  # or an error, before anything is trained
+            self._note(store, layout.described(size))
             return size
 
         complete(
@@ -201,6 +201,9 @@ class Shadows:
             interrupted=interrupted,
             group=group,
         )
+
+    def _note(self, store: Store, layout: dict[str, Any]) -> None:
+        store.note(layout | {"processes": hosts.current().count})
 
 
 def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:

@@ -150,7 +150,8 @@ def complete(
       done: told of k finished rows.
       found: told of k rows that were there; by default as `done`.
       layout: what a plan is good for besides its rows.
-      interrupted: batches to be finished before others, when a plan is made.
+      interrupted: batches to be finished before others, when a plan is made. Asked
+        before any row is computed.
       group: the processes that share the work.
 
     Raises:
@@ -163,12 +164,13 @@ def complete(
 
     def decide() -> dict[str, Any]:
         missing = {row for row in range(rows) if row not in store}
+        waiting = interrupted()
         plan = store.plan() or {}
         for_this = (plan.get("rows"), plan.get("layout")) == (rows, layout)
         planned = {row for batch in plan.get("batches", []) for row in batch}
         if missing and not (for_this and missing <= planned):
             size = width(len(missing))
-            batches = [batch for batch in interrupted() if missing & {*batch}]
+            batches = [batch for batch in waiting if missing & {*batch}]
             taken = {row for batch in batches for row in batch}
             rest = sorted(missing - taken)
             batches += [rest[i : i + size] for i in range(0, len(rest), size)]

@@ -55,6 +55,7 @@ class Trainer:
       layout: how models lie on devices.
       folder: where checkpoints are written; None writes none.
       every: seconds of training between two checkpoints.
+      noted: told of the layout from here on, where memory changes it in a run.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Trainer:
         layout: Layout,
         folder: Path | None = None,
         every: float = 60.0,
+        noted: Callable[[dict[str, Any]], None] = lambda layout: None,
     ):
         self.name, self.stages, self.data, self.layout = name, stages, data, layout
-        self.folder, self.every = folder, every
+        self.folder, self.every, self.noted = folder, every, noted
         self._speed: dict[Any, float] = {}  # steps a second, by stage
         self._steps = sum(stage.num_steps for stage in stages)
         self._last: Checkpoints | None = None  # of the batch trained last
@@ -82,16 +84,17 @@ class Trainer:
     def fitting(self, rows: int) -> int:
         """How many of `rows` models every stage can train in one call."""
         key = jax.eval_shape(lambda: jax.random.key(0))
+        fit = rows
         for i, stage in enumerate(self.stages):
             row: tuple = key, self.data.member, self._until(i)
             shared = self._shared(i)
-            rows = _begins(stage.begin, self.layout).chunk(shared, _stacked(rows, row))
+            fit = _begins(stage.begin, self.layout).chunk(shared, _stacked(fit, row))
             if stage.advance is not None:
                 row = *row, getattr(self.published, stage.release)
                 run = _advances(stage.advance, self.layout)
                 ends = 0, stage.num_steps
-                rows = run.chunk((*shared, *ends), _stacked(rows, row))
-        return rows
+                fit = run.chunk((*shared, *ends), _stacked(fit, row))
+        return rows if fit == rows else self.fitting(fit)  # so many at once, all anew
 
     def train(
         self, rows: list[int], batch: Callable[[list[int]], Batch], report: Progress
@@ -136,15 +139,22 @@ class Trainer:
         if self._last is not None:
             self._last.remove()
 
-    def interrupted(self) -> list[list[int]]:
-        """The batches that have a checkpoint."""
+    def interrupted(self, saved: Callable[[int], bool]) -> list[list[int]]:
+        """The batches that go on from a checkpoint.
+
+        Others are removed: one that is not complete, and one of models that are all
+        `saved`, as a process leaves it that is killed before `forget`.
+        """
+        if self.folder is None:
+            return []
         found: list[list[int]] = []
-        for path in sorted(self.folder.glob("[0-9]*")) if self.folder else ():
-            kept = Checkpoints(path)
+        names = {path.name.removeprefix(".") for path in self.folder.glob("*")}
+        for name in sorted(names):
+            kept = Checkpoints(self.folder / name)
             record = kept.record()
             kept.close()
-            if record is None:
-                kept.remove()  # its first checkpoint was not complete
+            if record is None or all(map(saved, record["rows"])):
+                kept.remove()
             else:
                 found.append(list(dict.fromkeys(record["rows"])))
         return found
@@ -158,7 +168,7 @@ class Trainer:
             if not step:
                 begins = _begins(stage.begin, self.layout)
                 state, sound = begins(shared, models)
-                self._width = begins.used
+                self._went(begins.used)
                 self._check(batch, stage, sound)
             while stage.advance is not None and step < stage.num_steps:
                 started = time.monotonic()
@@ -168,7 +178,7 @@ class Trainer:
                     (*s, first, last), (*m, state)
                 )
                 after, sound = run(state, step, last)
-                self._width = advances.used
+                self._went(advances.used)
                 self._check(batch, stage, sound, run, state, step, last)
                 speed = (last - step) / (time.monotonic() - started)
                 compiled = stage.advance in self._speed  # before this chunk
@@ -179,6 +189,12 @@ class Trainer:
                     yield Place(i, step, at.published, state)
             at = Place(i + 1, 0, stage.publish(at.published, state))
             yield at
+
+    def _went(self, width: int) -> None:
+        """So many models went in the last call."""
+        if self._width not in (0, width):
+            self.noted(self._described(width))
+        self._width = width
 
     def _chunk(self, stage: Stage) -> int:
         """Steps of the next chunk: one, until it is known how fast they are."""
