@@ -71,7 +71,7 @@ WIDE = replace(
 PRESETS: dict[str, tuple[str, Config]] = {
     "smoke": (
         "every headline ratio, a few minutes on 2 cores",
-        Config(steps=8, rounds=5),
+        Config(steps=8, rounds=4),
     ),
     "full": (
         "the whole table",

@@ -58,7 +58,7 @@ class Config:
       peak_size: of the square matrices whose product is the peak.
       merged: whether all of a part's contestants are prepared at once, where compilers
         take longer than the work, and memory is ample.
-      rounds: of each contest; ratios are medians over them.
+      rounds: of each contest, or a multiple (`OFTENER`); ratios are medians over them.
       scoring: the attacks that are timed.
     """
 
@@ -107,12 +107,16 @@ def _cores() -> list[int]:
 
 
 Groups = dict[str, dict[str, Contestant]]
+OFTENER = {"stride": 2, "mlp": 3}  # rounds of what is short, for steadier medians
 
 
 def _contests(cfg: Config, groups: Groups, rounds: int) -> dict[str, dict[str, Result]]:
     """Results of contestants that are compared within groups."""
     if not cfg.merged:
-        return {place: contest(entries, rounds) for place, entries in groups.items()}
+        return {
+            place: contest(entries, rounds * OFTENER.get(place, 1))
+            for place, entries in groups.items()
+        }
     pairs = [(place, name) for place, entries in groups.items() for name in entries]
     found = contest({pair: groups[pair[0]][pair[1]] for pair in pairs}, rounds)
     return {place: {n: found[place, n] for n in groups[place]} for place in groups}
