@@ -257,6 +257,14 @@ class Layout:
             each = self.at_once or max(1, min(here, BETWEEN_SAVES))
         return self.shape[0] * each
 
+    def even(self, rows: int, most: int) -> int:
+        """How many of `rows` go in one call: at most `most`, in calls of equal size.
+
+        A multiple of the devices that share them, as `most` must be.
+        """
+        calls = -(-rows // most)
+        return -(-rows // (calls * self.shape[0])) * self.shape[0]
+
     def described(self, width: int | None = None) -> dict[str, Any]:
         """What the last bits of a result depend on, for records.
 

@@ -39,8 +39,13 @@ class Mapped:
         self._sizes: dict[Any, int] = {}
         self._chunks: dict[Any, int] = {}
 
-    def __call__(self, shared: PyTree, rows: PyTree) -> PyTree:
+    def __call__(
+        self, shared: PyTree, rows: PyTree, at_most: int | None = None
+    ) -> PyTree:
         """Returns fn's results for all rows, with the leading axis of `rows`.
+
+        `at_most` rows go in one call, where `chunk` has decided that before, in this
+        process or another: memory is not counted again.
 
         Raises:
           InputError: no rows; leaves of different lengths; one row on each device, with
@@ -48,7 +53,11 @@ class Mapped:
         """
         shared = self._put(shared, "everywhere")
         while True:
-            chunk = self.chunk(shared, rows)
+            if at_most is None:
+                chunk = self.chunk(shared, rows)
+            else:
+                most = min(at_most, self._most or at_most)
+                chunk = self.layout.even(_count(rows), most)
             try:
                 return self._run(shared, rows, chunk)
             except jax.errors.JaxRuntimeError as error:
@@ -118,7 +127,7 @@ class Mapped:
         most = min(most, self._most or most)
         while True:
             calls = -(-count // most)
-            chunk = -(-count // (calls * devices)) * devices
+            chunk = self.layout.even(count, most)
             need, result = self._need(shared, rows, chunk)
             # results of all calls, and all of them once more where they are joined
             kept = 2 * calls * result if calls > 1 else 0

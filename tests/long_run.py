@@ -1,6 +1,6 @@
 """A small shadow game to interrupt, and a program that is killed while it plays it.
 
-    python -m tests.long_run FOLDER KILLS
+    python -m tests.long_run FOLDER KILLS [MODE]
 
 trains once in peace, then again under SIGKILL at random moments, as often as told, and
 compares the files of the trained rows; it prints how often it was killed in training.
@@ -103,38 +103,41 @@ def rows(work_dir: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in work_dir.glob("trained/*/row-*.npz")}
 
 
-def play(work_dir: Path, made: Classifier) -> None:
+def play(work_dir: Path, made: Classifier, mode: Any) -> None:
     devices.prepare()
-    runtime = config.Runtime(work_dir=work_dir, checkpoint_every=0)
+    at_once = 2 if mode == "vmap" else None
+    runtime = config.Runtime(work_dir, mode, at_once=at_once, checkpoint_every=0)
     with open(os.devnull, "w") as nowhere:
         game = shadows(runtime)
         (work_dir / "ready").touch()
         game.run(subject(made), Progress(1, "models", file=nowhere))
 
 
-def killed(folder: Path, kills: int) -> int:
+def killed(folder: Path, kills: int, mode: str = "auto") -> int:
     """How many of the kills fell into the training of a model."""
     made = classifier(num_steps=20_000)
     training.SECONDS = 0.1
     peace, war = folder / "peace", folder / "war"
-    took = _forked(peace, made, None)
+    took = _forked(peace, made, mode, None)
     expected = rows(peace)
     assert len(expected) == MODELS
     moments, hits, count = random.Random(0), 0, 0
     while count < kills:
-        lived = _forked(war, made, moments.uniform(0, took)) is not None
+        lived = _forked(war, made, mode, moments.uniform(0, took)) is not None
         count += not lived
         hits += not lived and len(rows(war)) < MODELS
         if lived:
             assert rows(war) == expected
             shutil.rmtree(war)
-    _forked(war, made, None)
+    _forked(war, made, mode, None)
     assert rows(war) == expected
     assert not list(war.glob("trained/*/checkpoints/*")), "they have served"
     return hits
 
 
-def _forked(work_dir: Path, made: Classifier, moment: float | None) -> float | None:
+def _forked(
+    work_dir: Path, made: Classifier, mode: str, moment: float | None
+) -> float | None:
     """Seconds from ready to the end; None if it was killed, `moment` after ready."""
     work_dir.mkdir(parents=True, exist_ok=True)
     ready = work_dir / "ready"
@@ -142,7 +145,7 @@ def _forked(work_dir: Path, made: Classifier, moment: float | None) -> float | N
     child = os.fork()  # the parent computes nothing: what it has imported is shared
     if not child:
         try:
-            play(work_dir, made)
+            play(work_dir, made, mode)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -162,4 +165,4 @@ def _forked(work_dir: Path, made: Classifier, moment: float | None) -> float | N
 
 
 if __name__ == "__main__":
-    print(killed(Path(sys.argv[1]), int(sys.argv[2])))
+    print(killed(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

@@ -18,6 +18,7 @@ import pytest
 from tqdm import tqdm
 
 from experiments import survey
+from ppds_jax.attacks.observe import Questions
 from ppds_jax.harness import config, training
 from ppds_jax.harness.progress import Progress
 from ppds_jax.mapping import Mapped
@@ -71,6 +72,12 @@ def stopped(run, number, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert number.name in line
     return stop.value.code
+
+
+def widths(path):
+    """Models on each device, as a run has it on record."""
+    (lines,) = path.glob("trained/*/layouts.jsonl")
+    return [json.loads(line)["width_per_device"] for line in lines.open()]
 
 
 def checkpoints(path):
@@ -142,20 +149,43 @@ def test_fewer_models_leave_the_checkpoint_of_another(tmp_path, capsys):
     assert int(re.search(r"step (\d+) of 12", seen[0])[1]) > 1
 
 
-def test_too_little_memory_is_found_before_anything_is_trained(tmp_path, monkeypatch):
-    """Even where the last of the stages needs it."""
-    first, last = classification(classifier()), classification(classifier(7))
-    need = lambda self, shared, rows, chunk: (1e12 * (shared[3] == 1), 0.0)
+def test_fewer_models_leave_a_batch_that_others_belong_to(tmp_path, capsys):
+    """A batch of models 2 and 3 is interrupted; then only 3 models are wanted."""
+    here, made = runtime(tmp_path / "cut", "vmap"), classifier()
+    run(runtime(tmp_path / "whole", "vmap"), made)
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    stopped(lambda: run(here, made, term, 2.5), signal.SIGTERM, capsys)
+    few = dataclasses.replace(shadows(here), member=shadows(here).member[:3])
+    few.run(subject(made), At(0, None))
+    assert len(rows(here.work_dir)) == 3
+    seen = run(here, made).notes
+    assert int(re.search(r"step (\d+) of 12", seen[0])[1]) > 1
+    last = "row-00003.npz"
+    assert rows(here.work_dir)[last] == rows(tmp_path / "whole")[last]
+
+
+@pytest.mark.parametrize("last", ["stage", "look"])
+def test_too_little_memory_is_found_before_training(last, tmp_path, monkeypatch):
+    """Even where the last of the stages needs it, or what looks at the models."""
+    stages = classification(classifier()), classification(classifier(7))
+    place = 3 if last == "stage" else 0  # a stage's number; a look's questions
+    is_last = lambda x: isinstance(x, Questions) or (isinstance(x, int) and x == 1)
+    need = lambda self, shared, *rest: (
+        1e12 * (len(shared) > place and is_last(shared[place])),
+        0.0,
+    )
     monkeypatch.setattr(Mapped, "_need", need)
-    two = subject(classifier())._replace(stages=(first, last))
+    two = subject(classifier())._replace(stages=stages)
     here = config.Runtime(work_dir=tmp_path, mode="map", memory=10**10)
     with pytest.raises(InputError, match="memory=10GB"):
         shadows(here).run(two, At(0, lambda: pytest.fail("it was training")))
     assert rows(tmp_path) == {}
 
 
-def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch):
+def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch, capsys):
     """As a vmap runs out of it in the middle of a training."""
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    here = runtime(tmp_path / "cut", "vmap")
     calls, compiled = [], Mapped.program
 
     def program(self, shared, part):
@@ -172,17 +202,37 @@ def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Mapped, "program", program)
     with pytest.warns(RuntimeWarning, match="out of memory with 2 .* going on with 1"):
-        run(runtime(tmp_path, "vmap"))
-    (path,) = tmp_path.glob("trained/*/layouts.jsonl")
-    widths = [json.loads(line)["width_per_device"] for line in path.open()]
-    assert widths[:2] == [2, 1]
-    assert widths[-1] == 1
-    assert len(rows(tmp_path)) == MODELS
+        run(runtime(tmp_path / "whole", "vmap"))
+    assert widths(tmp_path / "whole")[:2] == [2, 1]
+    assert widths(tmp_path / "whole")[-1] == 1
+    assert len(rows(tmp_path / "whole")) == MODELS
+    calls.clear()
+    cut = lambda: run(here, None, term, 1.5)  # in the first batch, after it shrank
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert stopped(cut, signal.SIGTERM, capsys) == 75
+    monkeypatch.setattr(Mapped, "program", compiled)  # there is memory again
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*last bits will differ")
+        run(here)
+    assert widths(here.work_dir)[:4] == [2, 1, 2, 1], "it goes on as it was"
+    for name in ("row-00000.npz", "row-00001.npz"):
+        assert rows(here.work_dir)[name] == rows(tmp_path / "whole")[name]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_with_the_same_bits(kills, tmp_path):
-    command = [sys.executable, "-m", "tests.long_run", str(tmp_path), str(kills)]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kills", "mode"),
+    [
+        (3, "auto"),
+        pytest.param(20, "auto", marks=SLOW),
+        pytest.param(20, "vmap", marks=SLOW),
+    ],
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(kills, mode, tmp_path):
+    command = [sys.executable, "-m", "tests.long_run", str(tmp_path), str(kills), mode]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=600
@@ -228,19 +278,26 @@ def test_on_another_layout_it_goes_on_and_says_what_that_means(tmp_path, capsys)
                 np.testing.assert_allclose(a[name], b[name], atol=1e-4)
 
 
-@pytest.mark.parametrize("fits", [1, MODELS])
-def test_a_vmap_of_another_width_is_another_layout(fits, tmp_path, capsys, monkeypatch):
-    made, here = classifier(), runtime(tmp_path, "vmap")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_width_holds_until_another_is_asked_for(asked, tmp_path, capsys, monkeypatch):
+    """Though less memory may be free by now than when the width was decided."""
+    made, here = classifier(), runtime(tmp_path / "cut", "vmap")
+    run(runtime(tmp_path / "whole", "vmap"), made)
     interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
     cut = lambda: run(here, made, interrupt, 1.0)
     assert stopped(cut, signal.SIGINT, capsys) == 130
-    monkeypatch.setattr(training.Trainer, "fitting", lambda self, rows: min(rows, fits))
+    monkeypatch.setattr(training.Trainer, "fitting", lambda self, rows: 1)
+    if asked:
+        here = dataclasses.replace(here, memory=10**11)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         run(here, made)
     found = [str(w.message) for w in said if "last bits will differ" in str(w.message)]
-    assert len(found) == (fits < MODELS)
-    assert all(re.search(r"width_per_device [2-9], now 1", text) for text in found)
+    assert len(found) == asked
+    assert all(re.search(r"width_per_device 2, now 1", text) for text in found)
+    if not asked:
+        assert rows(here.work_dir) == rows(tmp_path / "whole")
+    assert widths(here.work_dir) == [2, 1 if asked else 2]
 
 
 def test_checkpoints_come_with_time_and_only_then(tmp_path, monkeypatch):

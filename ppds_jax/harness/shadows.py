@@ -21,7 +21,7 @@ from ppds_jax.harness import config, hosts
 from ppds_jax.harness.progress import Progress
 from ppds_jax.harness.source import code
 from ppds_jax.harness.store import Store, complete, stack
-from ppds_jax.harness.training import Batch, Trainer
+from ppds_jax.harness.training import Batch, Trainer, stacked_shapes
 from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage
 from ppds_jax.privacy.keys import secret_key
@@ -132,9 +132,27 @@ class Shadows:
             trainer.forget()
             done(count)
 
+        def fitting(rows: int) -> int:
+            if self.runtime.layout.memory:  # is it enough for what comes after, too?
+                self._foresee(subject, trainer.published, rows)
+            return trainer.fitting(rows)
+
         interrupted = functools.partial(trainer.interrupted, store.__contains__)
-        self._complete(store, compute, done, saved, trainer.fitting, interrupted)
+        self._complete(
+            store, compute, done, saved, fitting, trainer.planned, interrupted
+        )
         return functools.partial(store.load, like=trainer.published)
+
+    def _foresee(self, subject: Subject, published: Published, rows: int) -> None:
+        """Decides how many of `rows` models each look can take; an error, if none."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        for release, views in _present(subject.observers).items():
+            for looks in views:
+                like = getattr(published, release)
+                for i, look in enumerate(looks):
+                    run = _mapped_look(look, self.runtime.layout)
+                    run.chunk((self.questions, i), stacked_shapes(rows, (key, like)))
+                    like = jax.eval_shape(look, key, like, self.questions)
 
     def _observe(
         self,
@@ -153,7 +171,7 @@ class Shadows:
         store = Store(path / f"{release}-{seen}")
 
         def compute(rows: list[int]) -> Observation:
-            seen = stack([getattr(load(row), release) for row in rows])
+            seen = stack(lambda row: getattr(load(row), release), rows)
             for i, look in enumerate(looks):
                 run = _mapped_look(look, self.runtime.layout)
                 seen = run((self.questions, i), (self._keys(rows), seen))
@@ -163,7 +181,7 @@ class Shadows:
         like = getattr(load(0), release)
         for look in looks:
             like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
-        seen = stack([store.load(row, like) for row in range(len(self.member))])
+        seen = stack(lambda row: store.load(row, like), range(len(self.member)))
         _check_finite(subject, release, list(range(len(self.member))), seen)
         return seen
 
@@ -178,6 +196,7 @@ class Shadows:
         done: Progress,
         saved: Callable[[int], None] | None = None,
         fitting: Callable[[int], int] = lambda rows: rows,
+        planned: Callable[[int], None] = lambda width: None,
         interrupted: Callable[[], list[list[int]]] = list,
     ) -> None:
         """Computes this process's share of the rows, and waits for the others."""
@@ -187,8 +206,12 @@ class Shadows:
             size = layout.width(-(-missing // group.count))
             if layout.resolved.endswith("vmap") or layout.memory:
                 size = fitting(size)  # or an error, before anything is trained
-            self._note(store, layout.described(size))
             return size
+
+        def told(width: int) -> None:
+            planned(width)
+            if group.index == 0:
+                self._note(store, layout.described(width))
 
         complete(
             store,
@@ -197,7 +220,9 @@ class Shadows:
             width=width,
             done=saved or done,
             found=done.found,
-            layout=layout.described() | {"processes": group.count},
+            layout=layout.described()
+            | {"processes": group.count, "memory": layout.memory},
+            planned=told,
             interrupted=interrupted,
             group=group,
         )

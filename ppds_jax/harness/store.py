@@ -105,10 +105,14 @@ def _typed(leaf: np.ndarray, like: Any) -> Any:
     return jax.random.wrap_key_data(jnp.asarray(leaf), impl=impl)
 
 
-def stack(trees: Sequence[PyTree]) -> PyTree:
-    """The trees of several rows as one with a leading axis."""
-    leaves = zip(*map(on_host, trees), strict=True)
-    return from_host([np.stack(x) for x in leaves], trees[0])
+def stack(load: Callable[[int], PyTree], rows: Sequence[int]) -> PyTree:
+    """The trees of several rows as one with a leading axis; they are loaded in turn."""
+    like = load(rows[0])
+    whole = [np.empty((len(rows), *x.shape), x.dtype) for x in on_host(like)]
+    for i, row in enumerate(rows):
+        for into, leaf in zip(whole, on_host(load(row)), strict=True):
+            into[i] = leaf
+    return from_host(whole, like)
 
 
 class Group:
@@ -133,6 +137,7 @@ def complete(
     done: Callable[[int], None],
     found: Callable[[int], None] | None = None,
     layout: dict[str, Any] | None = None,
+    planned: Callable[[int], None] = lambda width: None,
     interrupted: Callable[[], list[list[int]]] = list,
     group: Group | None = None,
 ) -> None:
@@ -150,6 +155,7 @@ def complete(
       done: told of k finished rows.
       found: told of k rows that were there; by default as `done`.
       layout: what a plan is good for besides its rows.
+      planned: told how many rows `compute` is about to take at a time.
       interrupted: batches to be finished before others, when a plan is made. Asked
         before any row is computed.
       group: the processes that share the work.
@@ -170,7 +176,7 @@ def complete(
         planned = {row for batch in plan.get("batches", []) for row in batch}
         if missing and not (for_this and missing <= planned):
             size = width(len(missing))
-            batches = [batch for batch in waiting if missing & {*batch}]
+            batches = [b for b in waiting if missing & {*b} and max(b) < rows]
             taken = {row for batch in batches for row in batch}
             rest = sorted(missing - taken)
             batches += [rest[i : i + size] for i in range(0, len(rest), size)]
@@ -188,6 +194,8 @@ def complete(
         )
     todo = [[row for row in batch if row not in store] for batch in plan["batches"]]
     (found or done)(rows - sum(map(len, todo)))
+    if todo:
+        planned(plan["width"])
     for i, (batch, wanted) in enumerate(zip(plan["batches"], todo, strict=True)):
         if i % group.count != group.index:
             continue
@@ -199,6 +207,7 @@ def complete(
                 place = batch.index(row)
                 store.save(row, jax.tree.map(lambda x, i=place: x[i], results))
             done(len(wanted))
+            del results  # before the next ones are computed
     for i, wanted in enumerate(todo):
         if i % group.count != group.index:
             for row in wanted:

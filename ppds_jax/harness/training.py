@@ -73,7 +73,12 @@ class Trainer:
         self._speed: dict[Any, float] = {}  # steps a second, by stage
         self._steps = sum(stage.num_steps for stage in stages)
         self._last: Checkpoints | None = None  # of the batch trained last
-        self._width = 0  # models in its last call
+        self.planned(0)
+
+    def planned(self, width: int) -> None:
+        """From here on so many models go in one call; 0: as many as fit."""
+        self._plan = width
+        self._width = width  # of the last call
 
     @functools.cached_property
     def published(self) -> Published:
@@ -88,12 +93,14 @@ class Trainer:
         for i, stage in enumerate(self.stages):
             row: tuple = key, self.data.member, self._until(i)
             shared = self._shared(i)
-            fit = _begins(stage.begin, self.layout).chunk(shared, _stacked(fit, row))
+            fit = _begins(stage.begin, self.layout).chunk(
+                shared, stacked_shapes(fit, row)
+            )
             if stage.advance is not None:
                 row = *row, getattr(self.published, stage.release)
                 run = _advances(stage.advance, self.layout)
                 ends = 0, stage.num_steps
-                fit = run.chunk((*shared, *ends), _stacked(fit, row))
+                fit = run.chunk((*shared, *ends), stacked_shapes(fit, row))
         return rows if fit == rows else self.fitting(fit)  # so many at once, all anew
 
     def train(
@@ -110,14 +117,15 @@ class Trainer:
           FloatingPointError: a model that is not finite: of its batch nothing is kept.
           Stopped: a signal came; what was trained is in a checkpoint.
         """
-        at, kept, mine = Place(), None, rows
+        at, kept, mine, most = Place(), None, rows, self._most(len(rows))
         if self.folder is not None:
-            kept = self._last = Checkpoints(self.folder / f"{rows[0]:05d}")
-            mine, at = self._newest(kept, rows)
+            name = f"{rows[0]:05d}-{rows[-1]:05d}"
+            kept = self._last = Checkpoints(self.folder / name)
+            mine, at, most = self._newest(kept, rows, most)
         saved = time.monotonic()
         try:
             with signals.held() as stopping:
-                places = self._places(batch(mine), at, report)
+                places = self._places(batch(mine), at, most, report)
                 for at in places:
                     stop = stopping()
                     due = stop or time.monotonic() - saved >= self.every
@@ -148,8 +156,8 @@ class Trainer:
         if self.folder is None:
             return []
         found: list[list[int]] = []
-        names = {path.name.removeprefix(".") for path in self.folder.glob("*")}
-        for name in sorted(names):
+        folders = filter(Path.is_dir, self.folder.glob("*"))
+        for name in sorted({path.name.removeprefix(".") for path in folders}):
             kept = Checkpoints(self.folder / name)
             record = kept.record()
             kept.close()
@@ -159,7 +167,13 @@ class Trainer:
                 found.append(list(dict.fromkeys(record["rows"])))
         return found
 
-    def _places(self, batch: Batch, at: Place, report: Progress) -> Iterator[Place]:
+    def _most(self, rows: int) -> int:
+        """How many of `rows` models go in one call: as planned, or as many as fit."""
+        return self._plan if rows <= self._plan else self.fitting(rows)
+
+    def _places(
+        self, batch: Batch, at: Place, most: int, report: Progress
+    ) -> Iterator[Place]:
         """Trains from `at` to the end; yields wherever it can stop and go on."""
         for i in range(at.stage, len(self.stages)):
             stage, shared = self.stages[i], self._shared(i)
@@ -167,7 +181,7 @@ class Trainer:
             step, state = at.step, at.state
             if not step:
                 begins = _begins(stage.begin, self.layout)
-                state, sound = begins(shared, models)
+                state, sound = begins(shared, models, most)
                 self._went(begins.used)
                 self._check(batch, stage, sound)
             while stage.advance is not None and step < stage.num_steps:
@@ -175,7 +189,7 @@ class Trainer:
                 advances = _advances(stage.advance, self.layout)
                 last = min(step + self._chunk(stage), stage.num_steps)
                 run = lambda state, first, last, a=advances, s=shared, m=models: a(
-                    (*s, first, last), (*m, state)
+                    (*s, first, last), (*m, state), most
                 )
                 after, sound = run(state, step, last)
                 self._went(advances.used)
@@ -259,14 +273,22 @@ class Trainer:
         vmapped = self.layout.resolved.endswith("vmap")
         return self.layout.described(width if vmapped else None)
 
-    def _newest(self, kept: Checkpoints, rows: list[int]) -> tuple[list[int], Place]:
-        """The rows and the place of a checkpoint of these rows; else the start."""
+    def _newest(
+        self, kept: Checkpoints, rows: list[int], most: int
+    ) -> tuple[list[int], Place, int]:
+        """The rows and the place of a checkpoint of these rows; else the start.
+
+        And how many go in one call: as in the run that wrote it, if fewer went there.
+        """
         record = kept.record()
         if record is None or set(record["rows"]) != set(rows):
             kept.remove()
-            return rows, Place()
-        now = self._described(self.fitting(len(record["rows"])))
-        before = record["layout"]
+            return rows, Place(), most
+        rows, before = record["rows"], record["layout"]
+        now = self._described(self.layout.even(len(rows), most))
+        each = "width_per_device"
+        if now | {each: 0} == before | {each: 0} and before[each] < now[each]:
+            now, most = before, before[each] * self.layout.shape[0]
         if before != now:
             names = [name for name in now if before.get(name) != now[name]]
             other = ", ".join(f"{n} {before.get(n)}, now {now[n]}" for n in names)
@@ -276,12 +298,12 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        rows, stage, step = record["rows"], record["stage"], record["step"]
+        stage, step = record["stage"], record["step"]
         state = None
         if step:
             state = getattr(self.published, self.stages[stage].release)
-        like = _stacked(len(rows), (self._until(stage), state))
-        return rows, Place(stage, step, *kept.load(like))
+        like = stacked_shapes(len(rows), (self._until(stage), state))
+        return rows, Place(stage, step, *kept.load(like)), most
 
 
 # Cached, so that pipelines with a stage in common compile it once.
@@ -315,7 +337,7 @@ def _advances(advance: Callable, layout: Layout) -> Mapped:
     return map_shadows(one, layout)
 
 
-def _stacked(rows: int, tree: PyTree) -> PyTree:
+def stacked_shapes(rows: int, tree: PyTree) -> PyTree:
     """Shapes and types of `rows` such trees."""
     like = lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype)
     return jax.tree.map(like, tree)
