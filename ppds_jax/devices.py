@@ -174,8 +174,9 @@ class Layout:
         private batch is spread over the devices of the second.
       at_once: models in one vmap on each device, or None for as many as fit into
         memory. Where "auto" trains them in turn, it changes nothing.
-      memory: bytes that may be in use (by this process on a CPU, on each device
-        elsewhere), or None for what is free.
+      memory: bytes that programs may bring into use (of this process on a CPU, of
+        each device elsewhere), or None for what is free. On a CPU a harness takes more
+        for copies of a batch's models as it saves them, and for all observations.
     """
 
     mode: Mode = "auto"

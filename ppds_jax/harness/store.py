@@ -107,11 +107,16 @@ def _typed(leaf: np.ndarray, like: Any) -> Any:
 
 def stack(load: Callable[[int], PyTree], rows: Sequence[int]) -> PyTree:
     """The trees of several rows as one with a leading axis; they are loaded in turn."""
-    like = load(rows[0])
-    whole = [np.empty((len(rows), *x.shape), x.dtype) for x in on_host(like)]
+    like, whole = None, []
     for i, row in enumerate(rows):
-        for into, leaf in zip(whole, on_host(load(row)), strict=True):
+        tree = load(row)
+        leaves = on_host(tree)
+        if not i:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+            whole = [np.empty((len(rows), *x.shape), x.dtype) for x in leaves]
+        for into, leaf in zip(whole, leaves, strict=True):
             into[i] = leaf
+        del tree, leaves  # before the next are loaded
     return from_host(whole, like)
 
 
