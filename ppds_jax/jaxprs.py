@@ -53,6 +53,14 @@ def evaluate(
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def scan_inputs(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried."""
+    if "ft_in" in params:  # from jax 0.12 on
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(list(consts)), len(list(carry))
+    return params["num_consts"], params["num_carry"]
+
+
 def bind(eqn: Any, inputs: list, rules: Mapping[str, Rule]) -> list:
     """One operation as it is, with the bodies of loops and branches under `rules`."""
     params = {key: _rewrite(value, rules) for key, value in eqn.params.items()}

@@ -11,7 +11,15 @@ from jax import lax
 from jax.extend import core
 from jaxtyping import Array
 
-from ppds_jax.jaxprs import INLINE, Rule, bodies, closed, contains, evaluate
+from ppds_jax.jaxprs import (
+    INLINE,
+    Rule,
+    bodies,
+    closed,
+    contains,
+    evaluate,
+    scan_inputs,
+)
 from ppds_jax.privacy.release import NAME, Mechanism
 from ppds_jax.types import InputError, PyTree
 
@@ -97,9 +105,9 @@ def _recorder(found: list[Access], rules: dict[str, Rule], given: list | None):
 
     def scan(eqn, inputs):
         p, body = eqn.params, eqn.params["jaxpr"]
-        consts = inputs[: p["num_consts"]]
-        carry = inputs[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-        rows = inputs[p["num_consts"] + p["num_carry"] :]
+        fixed, carried = scan_inputs(p)
+        consts, rows = inputs[:fixed], inputs[fixed + carried :]
+        carry = inputs[fixed : fixed + carried]
         inside = None
         if given is not None:
             size = len(_count(body.jaxpr))
@@ -154,7 +162,7 @@ def _outputs(eqn: Any, secret: list[bool]) -> list[bool]:
     if name == NAME:
         return [False]
     if name == "scan":
-        return _scan(p["jaxpr"], secret, p["num_consts"], p["num_carry"])
+        return _scan(p["jaxpr"], secret, *scan_inputs(p))
     if name == "while":
         test, body = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
         carried = _scan(
