@@ -16,7 +16,7 @@ trained every minute: a command that was killed goes on. As many are under way a
 are devices, on a CPU one on each core; their seconds are those of a busy machine.
 
 What to expect: images of the memoriser, which are the private ones, train a network to
-nearly what all real ones do (20,000 of MNIST: 0.975, within 0.01); those of the
+nearly what all real ones do (20,000 draws: 0.975, within 0.01); those of the
 independent generator teach nothing (below 0.25). Everything else lies between.
 
 A preset of a method for a data set, `PRESETS` in its file, takes the place of its
@@ -68,8 +68,8 @@ class Config(Judging):
         all at their defaults takes its preset for the data set.
       epsilons: budgets of each private method; others are run once.
       seeds: one run of each method and epsilon with each.
-      patience: seconds; a method that took longer to train and draw with the first seed
-        gets no other.
+      patience: seconds; after a seed that took longer to train and draw, a method gets
+        no other at that epsilon.
       preset: ending of the names of presets that go before the others: "published" for
         those with a paper's sizes, where a method has them; "none" for no presets.
     """

@@ -169,10 +169,17 @@ PROMISED = re.compile(r"(MNIST|Fashion-MNIST)(?:, epsilon (\d+))?: (0\.\d+) ± (
 CONTROLS = (Memoriser, Independent)
 
 
+def committed():
+    for file in RESULTS.glob("generators_*.csv"):
+        with file.open(newline="") as lines:
+            yield from csv.DictReader(lines)
+
+
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_accuracies_in_docstrings_are_those_of_the_committed_rows(cls):
     promised = PROMISED.findall(" ".join(cls.__doc__.split()))
-    assert promised or cls in CONTROLS
+    measured = {row["method"].split("(")[0] for row in committed()}
+    assert bool(promised) == (cls.__name__ in measured and cls not in CONTROLS)
     for data, budget, accuracy, tolerance in promised:
         file = RESULTS / f"generators_{data.lower().replace('-', '_')}.csv"
         with file.open(newline="") as lines:

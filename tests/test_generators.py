@@ -13,8 +13,10 @@ from ppds_jax.data.batches import decode, encode
 from ppds_jax.data.load import load
 from ppds_jax.fit import fit
 from ppds_jax.generators import (
+    DPDM,
     DPGAN,
     DPNTK,
+    DPVAE,
     VAE,
     ClassMean,
     ClassPCA,
@@ -35,6 +37,7 @@ from ppds_jax.nets import Net
 from ppds_jax.privacy.accounting import PUBLIC_COUNTS
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError
 from tests.conftest import BUDGET, DIGITS
+from tests.methods import small
 
 FREE = Budget(float("inf"), 1e-5)
 
@@ -170,15 +173,17 @@ LIKE_NOTHING = {
     DPKernel(features=100, epochs=1, samples=50): 0.1,
     DPKip(per_class=2, epochs=1): 0.1,
     PrivateEvolution(simulator="digits", num_candidates=20, num_steps=2): 0.9,
+    **{
+        replace(small(cls), batch_size=200): 0.1 for cls in (DPVAE, DPGAN, DPDM, DPFeta)
+    },
 }
+SLOW = DPMepf, DPKip, DPVAE, DPGAN, DPDM, DPFeta
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        pytest.param(
-            config, marks=[pytest.mark.slow] * (type(config) in (DPMepf, DPKip))
-        )
+        pytest.param(config, marks=[pytest.mark.slow] * (type(config) in SLOW))
         for config in LIKE_NOTHING
     ],
     ids=lambda c: type(c).__name__,
@@ -189,7 +194,7 @@ def test_under_huge_noise_images_teach_what_they_do_without_data(config):
     member = jnp.ones(len(images.y_train), bool)
     data = Dataset(jnp.array(images.x_train), jnp.array(images.y_train), member)
     spec = DataSpec((8, 8, 1), 10, len(member))
-    method = config.make(spec, Budget(0.01, 1e-5))
+    method = config.make(spec, Budget(0.02, 1e-5))
     label = jnp.arange(500, dtype=jnp.int32) % 10
 
     @jax.jit

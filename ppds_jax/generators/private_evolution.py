@@ -42,9 +42,9 @@ class PrivateEvolution:
 
     **References:** Lin, Gopi, Kulkarni, Nori and Yekhanin, Differentially Private
     Synthetic Data via Foundation Model APIs 1: Images, 2024, arXiv 2305.15560,
-    algorithms 1 and 2. Lin, Baltrusaitis and Yekhanin, Differentially Private Synthetic
-    Data via APIs 3: Using Simulators Instead of Foundation Model, 2025, arXiv
-    2502.05505.
+    algorithms 1 and 2. Lin, Baltrusaitis, Wang and Yekhanin, Differentially Private
+    Synthetic Data via APIs 3: Using Simulators Instead of Foundation Models, 2025,
+    arXiv 2502.05505.
 
     Attributes:
       simulator: "digits" or "letters" (fonts), "shapes", or an object whose

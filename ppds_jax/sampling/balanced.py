@@ -1,13 +1,13 @@
 """Independent draws, the same number from each class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from ppds_jax.data.batches import encode
 from ppds_jax.devices import loop_body
-from ppds_jax.privacy.accounting import data_free
+from ppds_jax.privacy.accounting import PUBLIC_COUNT, data_free
 from ppds_jax.types import DataSpec, Sampler, Synthetic, check_numbers
 
 
@@ -15,7 +15,8 @@ from ppds_jax.types import DataSpec, Sampler, Synthetic, check_numbers
 class Balanced:
     """Draws as many images of each class (to within one), independently.
 
-    **Privacy:** reads no private data: nothing is added to the generator's guarantee.
+    **Privacy:** reads no private data: nothing is added to the generator's guarantee,
+    but that the number of private images is public, where as many are released.
 
     Attributes:
       num_images: how many to release; None: as many as there are private images.
@@ -44,4 +45,5 @@ class Balanced:
             image = image.reshape(-1, *spec.image_shape)[:count]
             return Synthetic(image, label[:count], jnp.ones(count))
 
-        return Sampler(draw, data_free())
+        notes = (PUBLIC_COUNT,) if self.num_images is None else ()
+        return Sampler(draw, replace(data_free(), notes=notes))
