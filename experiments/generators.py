@@ -16,7 +16,7 @@ trained every minute: a command that was killed goes on. As many are under way a
 are devices, on a CPU one on each core; their seconds are those of a busy machine.
 
 What to expect: images of the memoriser, which are the private ones, train a network to
-nearly what all real ones do (20,000 draws: 0.975, within 0.01); those of the
+nearly what all real ones do (20,000 draws of MNIST's: 0.975, within 0.01); those of the
 independent generator teach nothing (below 0.25). Everything else lies between.
 
 A preset of a method for a data set, `PRESETS` in its file, takes the place of its

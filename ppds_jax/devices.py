@@ -174,9 +174,8 @@ class Layout:
         private batch is spread over the devices of the second.
       at_once: models in one vmap on each device, or None for as many as fit into
         memory. Where "auto" trains them in turn, it changes nothing.
-      memory: bytes that programs may bring into use (of this process on a CPU, of
-        each device elsewhere), or None for what is free. On a CPU a harness takes more
-        for copies of a batch's models as it saves them, and for all observations.
+      memory: bytes that may be in use (by this process on a CPU, on each device
+        elsewhere), or None for what is free.
     """
 
     mode: Mode = "auto"
@@ -294,6 +293,11 @@ class Layout:
         if self.memory is not None:
             return (self.memory - _resident()) / np.prod(self.shape) + held
         return 0.8 * _available() / np.prod(self.shape) + held
+
+    def beside(self, host: float) -> float:
+        """Bytes that so many of host memory take from each device: all, on a CPU."""
+        on_cpu = jax.local_devices()[0].platform == "cpu"
+        return host / np.prod(self.shape) if on_cpu else 0.0
 
 
 def _resident() -> int:

@@ -105,9 +105,10 @@ class Mapped:
             out_shardings=layout.rows,
         )
 
-    def chunk(self, shared: PyTree, rows: PyTree) -> int:
+    def chunk(self, shared: PyTree, rows: PyTree, host: float = 0.0) -> int:
         """Rows in one call: the most that fit, in calls of equal size.
 
+        For each of them `host` bytes of host memory are taken besides.
         Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
         What is decided for some shapes holds until memory runs out: a long run keeps
         its width, whatever else takes memory meanwhile.
@@ -116,10 +117,10 @@ class Mapped:
             raise InputError("map_shadows: no rows; give at least one")
         key = _kind((shared, rows))
         if key not in self._chunks:
-            self._chunks[key] = self._fitting(shared, rows)
+            self._chunks[key] = self._fitting(shared, rows, host)
         return self._chunks[key]
 
-    def _fitting(self, shared: PyTree, rows: PyTree) -> int:
+    def _fitting(self, shared: PyTree, rows: PyTree, host: float) -> int:
         devices, count = self.layout.shape[0], _count(rows)
         most = -(-count // devices) * devices
         if self.layout.resolved.endswith("vmap"):
@@ -131,6 +132,7 @@ class Mapped:
             need, result = self._need(shared, rows, chunk)
             # results of all calls, and all of them once more where they are joined
             kept = 2 * calls * result if calls > 1 else 0
+            kept += self.layout.beside(host * chunk)
             held = self._held(shared, "everywhere")
             if chunk == count:  # else parts of them are copied
                 held += self._held(rows, "rows")
@@ -144,7 +146,7 @@ class Mapped:
                     f"memory={self.layout.memory / 1e9:.3g}GB: a shadow model on each "
                     f"of {devices} devices takes {need / 1e9:.3g} GB there, and "
                     f"{max(free, 0) / 1e9:.3g} GB are left beside {kept / 1e9:.3g} GB "
-                    "of results: allow more memory, use fewer devices (mesh) or "
+                    "of results and copies: allow more memory, use fewer devices or "
                     "smaller batches, or map fewer models in one call"
                 )
             fits = chunk // devices // 2  # where not even compiling had room

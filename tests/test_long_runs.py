@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from experiments import survey
 from ppds_jax.attacks.observe import Questions
+from ppds_jax.devices import Layout
 from ppds_jax.harness import config, training
 from ppds_jax.harness.progress import Progress
 from ppds_jax.mapping import Mapped
@@ -180,6 +181,24 @@ def test_too_little_memory_is_found_before_training(last, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="memory=10GB"):
         shadows(here).run(two, At(0, lambda: pytest.fail("it was training")))
     assert rows(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("times", "fits"), [(0.9, False), (1.1, True)])
+def test_what_is_seen_of_all_models_counts_as_memory(
+    times, fits, tmp_path, monkeypatch
+):
+    here = config.Runtime(work_dir=tmp_path, mode="map", memory=10**10)
+    game = shadows(here)
+    seen = 4 * MODELS * len(game.questions.label)  # of one signal
+    monkeypatch.setattr(Mapped, "_need", lambda self, *given: (0.0, 0.0))
+    accuracy = 4 * MODELS
+    monkeypatch.setattr(Layout, "free", lambda self, held=0: times * (seen + accuracy))
+    monkeypatch.setattr(training, "COPIES", 0)
+    if fits:
+        assert len(game.run(subject(classifier()), At(0, None)).observations) == 1
+    else:
+        with pytest.raises(InputError, match=r"what is seen of 4 models takes"):
+            game.run(subject(classifier()), At(0, lambda: pytest.fail("trained")))
 
 
 def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch, capsys):

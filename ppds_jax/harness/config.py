@@ -74,8 +74,6 @@ class Runtime:
       mesh: devices of each process, as shadow=4,data=2; by default all along the first.
       at_once: shadow models in one vmap on each device; by default what fits.
       memory: what may be in use, as 4GB: by the process on a CPU, else on each device.
-        On a CPU copies of a batch's models, as it is saved, and what was observed of
-        all models (4 bytes a model, image and signal) come on top.
       checkpoint_every: seconds of training between two checkpoints of the models in
         training; 0 writes one after each chunk of steps.
       distributed: this is one of several processes that share the work.

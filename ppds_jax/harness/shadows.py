@@ -6,6 +6,7 @@ attacks, retrain nothing. The data's way: keys and membership rows -> stages, ma
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ from ppds_jax.harness import config, hosts
 from ppds_jax.harness.progress import Progress
 from ppds_jax.harness.source import code
 from ppds_jax.harness.store import Store, complete, stack
-from ppds_jax.harness.training import Batch, Trainer, stacked_shapes
+from ppds_jax.harness.training import Batch, Trainer, size_of, stacked_shapes
 from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage
 from ppds_jax.privacy.keys import secret_key
-from ppds_jax.types import Dataset, Published, PyTree
+from ppds_jax.types import Dataset, InputError, Published, PyTree
 
 
 class Subject(NamedTuple):
@@ -133,9 +134,10 @@ class Shadows:
             done(count)
 
         def fitting(rows: int) -> int:
+            fit = trainer.fitting(rows)
             if self.runtime.layout.memory:  # is it enough for what comes after, too?
                 self._foresee(subject, trainer.published, rows)
-            return trainer.fitting(rows)
+            return fit
 
         interrupted = functools.partial(trainer.interrupted, store.__contains__)
         self._complete(
@@ -144,15 +146,28 @@ class Shadows:
         return functools.partial(store.load, like=trainer.published)
 
     def _foresee(self, subject: Subject, published: Published, rows: int) -> None:
-        """Decides how many of `rows` models each look can take; an error, if none."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        """Decides how many of `rows` models each look can take; an error, if none.
+
+        Also where the observations of all models, kept on the host, are too many.
+        """
+        key, seen, layout = jax.eval_shape(jax.random.key, 0), 0, self.runtime.layout
         for release, views in _present(subject.observers).items():
             for looks in views:
                 like = getattr(published, release)
                 for i, look in enumerate(looks):
-                    run = _mapped_look(look, self.runtime.layout)
-                    run.chunk((self.questions, i), stacked_shapes(rows, (key, like)))
+                    run, row = _mapped_look(look, layout), (key, like)
+                    host = 2 * size_of(like)  # as they are loaded and stacked
+                    run.chunk((self.questions, i), stacked_shapes(rows, row), host)
                     like = jax.eval_shape(look, key, like, self.questions)
+                seen += size_of(like) * len(self.member)
+        free = layout.free()
+        if layout.beside(seen) > free:
+            raise InputError(
+                f"memory={(layout.memory or 0) / 1e9:.3g}GB: what is seen of "
+                f"{len(self.member)} models takes {seen / 1e9:.3g} GB, on each device "
+                f"{layout.beside(seen) / 1e9:.3g} of {max(free, 0) / 1e9:.3g} that are "
+                "left: allow more memory, or fewer models, images or signals"
+            )
 
     def _observe(
         self,
@@ -182,7 +197,7 @@ class Shadows:
         for look in looks:
             like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
         seen = stack(lambda row: store.load(row, like), range(len(self.member)))
-        _check_finite(subject, release, list(range(len(self.member))), seen)
+        _check_finite(subject, release, seen)
         return seen
 
     def _keys(self, rows: list[int]):
@@ -231,13 +246,13 @@ class Shadows:
         store.note(layout | {"processes": hosts.current().count})
 
 
-def _check_finite(subject: Subject, release: str, rows: list[int], tree) -> None:
-    """Stops at the first model with a NaN or an infinity: its row is not kept."""
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-            model = rows[np.argwhere(~np.isfinite(leaf))[0][0]]
+def _check_finite(subject: Subject, release: str, seen: Observation) -> None:
+    """Stops at the first model of which a NaN or an infinity is seen."""
+    leaves = jax.tree.leaves(seen)
+    for i, leaf in itertools.product(range(len(leaves[0])), leaves):
+        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf[i]).all():
             raise FloatingPointError(
-                f"{subject.name}, {release}: model {model} is not finite; its training "
+                f"{subject.name}, {release}: model {i} is not finite; its training "
                 "diverged: try a lower learning rate"
             )
 

@@ -7,6 +7,7 @@ equals an uninterrupted one.
 """
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from ppds_jax.pipeline import Stage, run_stages
 from ppds_jax.types import Dataset, Key, Published, PyTree
 
 SECONDS = 5.0  # that one chunk of steps should take
+COPIES = 3  # of a model on the host, at most: as it is published, saved, kept by orbax
 
 
 class Batch(NamedTuple):
@@ -88,19 +90,19 @@ class Trainer:
 
     def fitting(self, rows: int) -> int:
         """How many of `rows` models every stage can train in one call."""
+        host = COPIES * size_of(self.published)
         key = jax.eval_shape(lambda: jax.random.key(0))
         fit = rows
         for i, stage in enumerate(self.stages):
             row: tuple = key, self.data.member, self._until(i)
             shared = self._shared(i)
-            fit = _begins(stage.begin, self.layout).chunk(
-                shared, stacked_shapes(fit, row)
-            )
+            begins = _begins(stage.begin, self.layout)
+            fit = begins.chunk(shared, stacked_shapes(fit, row), host)
             if stage.advance is not None:
                 row = *row, getattr(self.published, stage.release)
                 run = _advances(stage.advance, self.layout)
                 ends = 0, stage.num_steps
-                fit = run.chunk((*shared, *ends), stacked_shapes(fit, row))
+                fit = run.chunk((*shared, *ends), stacked_shapes(fit, row), host)
         return rows if fit == rows else self.fitting(fit)  # so many at once, all anew
 
     def train(
@@ -335,6 +337,11 @@ def _advances(advance: Callable, layout: Layout) -> Mapped:
         return state, finite(state)
 
     return map_shadows(one, layout)
+
+
+def size_of(tree: PyTree) -> int:
+    """Bytes of its arrays."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def stacked_shapes(rows: int, tree: PyTree) -> PyTree:
