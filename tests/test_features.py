@@ -25,7 +25,7 @@ PARAMS = NET.init(jax.random.key(5), jnp.zeros((1, *SHAPE)))
 MAPS = {
     "fourier": fourier(20, (0.2, 0.5)),
     "tangent": tangent(9),
-    "convolutions": composed(NET, PARAMS, 20, (0.4,)),
+    "convolutions": composed(NET, PARAMS, tangent(9)),
 }
 
 
@@ -136,6 +136,6 @@ def test_the_distance_counts_no_pair_of_an_image_with_itself():
 
 def test_a_network_of_ones_own_serves_as_features():
     net = Net(lambda key, x: 2.0, lambda p, x: p * x[:, ::2])
-    z, params = each(composed(net, 3.0, 10, (0.5,)), extremes())
+    z, params = each(composed(net, 3.0, fourier(10, (0.5,))), extremes())
     assert params[0] == 3.0
     assert z.shape == (12, 10)

@@ -31,9 +31,10 @@ from ppds_jax.generators import (
 )
 from ppds_jax.generators.dp_feta import central_images
 from ppds_jax.generators.dp_kip import tangent_kernel
-from ppds_jax.generators.dp_mepf import PRETRAINED
+from ppds_jax.generators.dp_mepf import FONTS, PRETRAINED, perceptual
 from ppds_jax.generators.matching import BOUND, means
 from ppds_jax.nets import Net
+from ppds_jax.nets.features import convolutions
 from ppds_jax.privacy.accounting import PUBLIC_COUNTS
 from ppds_jax.types import Budget, Dataset, DataSpec, InputError
 from tests.conftest import BUDGET, DIGITS
@@ -79,7 +80,7 @@ def release(config, data, budget, key=0):
 ONE_SHOT = [
     ClassMean(),
     DPMerf(features=50, num_steps=1),
-    DPMepf(features=50, num_steps=1),
+    DPMepf(hidden=4, num_steps=1),
     DPNTK(hidden=4, num_steps=1),
 ]
 
@@ -118,7 +119,7 @@ def test_the_vae_learns(digits):
 
 MATCHING = [
     DPMerf(features=100, num_steps=200),
-    DPMepf(features=100, num_steps=200),
+    DPMepf(hidden=20, num_steps=200),
     DPNTK(hidden=20, num_steps=200),
 ]
 
@@ -139,13 +140,44 @@ def test_features_of_a_pretrained_network_are_used_and_declared(digits):
     """A random network stands in for it."""
     net = Net(lambda key, x: None, lambda p, x: x.reshape(x.shape[0], -1) @ p)
     params = jax.random.normal(jax.random.key(1), (64, 12))
-    config = DPMepf(features=20, num_steps=2)
+    config = DPMepf(hidden=4, num_steps=2)
     method = config.make(DIGITS, BUDGET, extractor=(net, params))
     assert PRETRAINED in method.guarantee.notes
     assert any(x is params for x in jax.tree.leaves(method.public))
     init = jax.jit(lambda key, data: method.init(key, data, method.public))
-    plain = compiled(config, BUDGET)(jax.random.key(0), digits)
-    assert not np.allclose(init(jax.random.key(0), digits).embedding, plain.embedding)
+    embedding = init(jax.random.key(0), digits).embedding
+    assert embedding.shape == (10, 4 * (64 + 12 + 1) + 1)  # pixels, outputs, a bias
+
+
+def test_a_network_learns_a_simulators_characters(digits):
+    """Its features tell letters apart better than a random network's do.
+
+    By the nearest of the classes' means: 26 classes, upper and lower case, 16 fonts.
+    """
+    shape, classes = DIGITS.image_shape, 26
+    drawn = FONTS["letters"].make(DataSpec(shape, classes, 520))
+    label = jnp.repeat(jnp.arange(classes), 20)
+
+    def features(params, key):
+        image = drawn.render(
+            drawn.random(key, label, drawn.public), label, drawn.public
+        )
+        g = convolutions(8).apply(params, image).reshape(label.size, -1)
+        return g / jnp.linalg.norm(g, axis=1, keepdims=True)
+
+    def accuracy(simulator):
+        params = perceptual(simulator, 8, shape)
+        one, other = (features(params, jax.random.key(i)) for i in (0, 1))
+        centre = one.reshape(classes, 20, -1).mean(1)
+        far = jnp.square(other[:, None] - centre[None]).sum(2)
+        return (far.argmin(1) == label).mean()
+
+    jax.jit(lambda: perceptual("letters", 8, shape))()  # keeps numbers, not tracers
+    learnt, random = accuracy("letters"), accuracy("none")
+    assert learnt > random + 0.1
+    assert random > 1 / classes
+    with pytest.raises(InputError, match="none, digits, letters"):
+        DPMepf(simulator="shapes").make(DIGITS, FREE)
 
 
 def test_an_extractor_sees_each_image_alone(digits):
@@ -157,7 +189,7 @@ def test_an_extractor_sees_each_image_alone(digits):
 
     params = jax.random.normal(jax.random.key(1), (64, 12))
     net = Net(lambda key, x: None, centred)
-    method = DPMepf(features=20).make(DIGITS, FREE, extractor=(net, params))
+    method = DPMepf(hidden=4).make(DIGITS, FREE, extractor=(net, params))
     start = jax.jit(lambda data: method.init(jax.random.key(0), data, method.public))
     flipped = digits._replace(image=digits.image.at[0].set(255 - digits.image[0]))
     moved = start(digits).embedding - start(flipped).embedding
@@ -168,7 +200,7 @@ LIKE_NOTHING = {
     ClassMean(): 0.1,
     ClassPCA(components=10): 0.1,
     DPMerf(features=100, num_steps=50): 0.1,
-    DPMepf(features=100, channels=2, num_steps=50): 0.1,
+    DPMepf(hidden=20, channels=2, num_steps=50): 0.1,
     DPNTK(hidden=20, num_steps=50): 0.1,
     DPKernel(features=100, epochs=1, samples=50): 0.1,
     DPKip(per_class=2, epochs=1): 0.1,

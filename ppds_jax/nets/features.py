@@ -2,8 +2,8 @@
 
 A map is a network with public parameters: nothing in it is learnt from private images.
 `total(params, image [n h w c], weight [n])` is the sum over i of weight_i z(x_i), flat.
-A map with many features need not write out each z(x_i); `fourier` and
-`composed` do, `tangent` does not. The norm of each z(x) is at most 1.
+A map with many features need not write out each z(x_i): `fourier` does, `tangent` does
+not. The norm of each z(x) is at most 1.
 """
 
 import math
@@ -135,27 +135,27 @@ def each_alone(net: Net) -> Net:
     return net._replace(apply=apply)
 
 
-def composed(
-    net: Net, params: PyTree, features: int, lengthscales: tuple[float, ...]
-) -> Features:
-    """Random Fourier features of a network's output.
+def composed(net: Net, params: PyTree, features: Features) -> Features:
+    """Features of an image's pixels beside a network's output, at the pixels' norm.
 
     Args:
       net: `apply(params, image)` gives [n ...], of each image by itself.
-      params: the network's, public; `init` of the result puts them beside W.
-      features: D, even.
-      lengthscales: each as a multiple of the square root of the outputs' number.
+      params: the network's, public; `init` of the result puts them beside the map's.
+      features: a map of images, which takes each row of d numbers as one of [1 1 d].
     """
 
     def rows(params, image):
-        return net.apply(params, image).reshape(image.shape[0], -1)
+        x = image.reshape(image.shape[0], -1)
+        g = net.apply(params, image).reshape(image.shape[0], -1)
+        square = lambda v: jnp.square(v).sum(1, keepdims=True)
+        g = g * jnp.sqrt(square(x) / (square(g) + 1e-12) + 1e-12)
+        return jnp.concatenate([x, g], axis=1)[:, None, None]
 
     def init(key, image_shape):
-        size = jax.eval_shape(rows, params, jnp.zeros((1, *image_shape))).shape[1]
-        scales = tuple(scale * math.sqrt(size) for scale in lengthscales)
-        return params, frequencies(key, size, features, scales)
+        size = jax.eval_shape(rows, params, jnp.zeros((1, *image_shape))).shape[1:]
+        return params, features.init(key, size)
 
     def total(params, image, weight):
-        return summed(weight, random_fourier(rows(params[0], image), params[1]))
+        return features.total(params[1], rows(params[0], image), weight)
 
     return Features(init, total)
