@@ -32,7 +32,7 @@ class Mapped:
 
     def __init__(self, fn: Callable[[Any, Any], Any], layout: Layout, steps: bool):
         self._fn, self.layout, self._steps = fn, layout, steps
-        self._most: int | None = None  # rows in one call, once memory has set a bound
+        self._most: int | None = None  # rows in one call, once memory ran out
         self.used = 0  # rows in one call, the last time
         self._programs: dict[Any, Any] = {}
         self._needs: dict[Any, tuple[float, float]] = {}
@@ -105,34 +105,40 @@ class Mapped:
             out_shardings=layout.rows,
         )
 
-    def chunk(self, shared: PyTree, rows: PyTree, host: float = 0.0) -> int:
+    def chunk(
+        self, shared: PyTree, rows: PyTree, host: float = 0.0, joined: bool = True
+    ) -> int:
         """Rows in one call: the most that fit, in calls of equal size.
 
-        For each of them `host` bytes of host memory are taken besides.
-        Of `rows` only shapes and types matter: they may be `jax.ShapeDtypeStruct`s.
+        For each of them `host` bytes of host memory are taken besides. `joined` says
+        whether all calls' results are kept and joined; else each call's are done with
+        before the next. Of `rows` only shapes and types matter: they may be
+        `jax.ShapeDtypeStruct`s.
+
         What is decided for some shapes holds until memory runs out: a long run keeps
         its width, whatever else takes memory meanwhile.
         """
         if not _count(rows):
             raise InputError("map_shadows: no rows; give at least one")
-        key = _kind((shared, rows))
+        key = _kind((shared, rows)), host, joined
         if key not in self._chunks:
-            self._chunks[key] = self._fitting(shared, rows, host)
+            self._chunks[key] = self._fitting(shared, rows, host, joined)
         return self._chunks[key]
 
-    def _fitting(self, shared: PyTree, rows: PyTree, host: float) -> int:
+    def _fitting(self, shared: PyTree, rows: PyTree, host: float, joined: bool) -> int:
         devices, count = self.layout.shape[0], _count(rows)
         most = -(-count // devices) * devices
         if self.layout.resolved.endswith("vmap"):
-            most = min(most, self._vmapped(shared, rows, most // devices) * devices)
+            here = self._vmapped(shared, rows, most // devices, joined)
+            most = min(most, here * devices)
         most = min(most, self._most or most)
         while True:
             calls = -(-count // most)
             chunk = self.layout.even(count, most)
             need, result = self._need(shared, rows, chunk)
-            # results of all calls, and all of them once more where they are joined
-            kept = 2 * calls * result if calls > 1 else 0
-            kept += self.layout.beside(host * chunk)
+            # results of all calls, and all of them once more as they are joined
+            kept = 2 * calls * result if joined and calls > 1 else 0
+            kept += self.layout.beside(host * (count if joined else chunk))
             held = self._held(shared, "everywhere")
             if chunk == count:  # else parts of them are copied
                 held += self._held(rows, "rows")
@@ -146,15 +152,17 @@ class Mapped:
                     f"memory={self.layout.memory / 1e9:.3g}GB: a shadow model on each "
                     f"of {devices} devices takes {need / 1e9:.3g} GB there, and "
                     f"{max(free, 0) / 1e9:.3g} GB are left beside {kept / 1e9:.3g} GB "
-                    "of results and copies: allow more memory, use fewer devices or "
-                    "smaller batches, or map fewer models in one call"
+                    "of results and copies and what is in use by now: allow more "
+                    "memory, use fewer devices or smaller batches, map fewer models "
+                    "in one call, or, if much has been computed, start again: what "
+                    "is done is kept"
                 )
             fits = chunk // devices // 2  # where not even compiling had room
             if math.isfinite(need):
                 fits = int(chunk / devices * max(free, 0) / need)
-            most = self._most = devices * min(max(fits, 1), chunk // devices - 1)
+            most = devices * min(max(fits, 1), chunk // devices - 1)
 
-    def _vmapped(self, shared: PyTree, rows: PyTree, most: int) -> int:
+    def _vmapped(self, shared: PyTree, rows: PyTree, most: int, joined: bool) -> int:
         """Rows in a vmap on each device, of at most `most`, before memory is counted.
 
         A model that fills an accelerator by itself is trained on its own there. Where
@@ -172,7 +180,7 @@ class Mapped:
         if most > FEW and MANY * size * most > free:
             need, result = self._need(shared, rows, FEW * self.layout.shape[0])
             if most * need > FEW * free:  # several calls, as `chunk` has it
-                free -= 2 * most / FEW * result
+                free -= 2 * most / FEW * result if joined else 0
                 most = min(most, max(FEW, int(FEW * max(free, 0) / max(need, 1))))
         return most
 

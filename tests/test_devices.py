@@ -193,6 +193,8 @@ def test_results_of_all_calls_count_as_memory(monkeypatch):
     assert mapped.chunk(0.0, jnp.ones(16)) == 16
     with pytest.raises(InputError, match="of results"):
         mapped(0.0, jnp.ones(200))
+    assert 8 < mapped.chunk(0.0, jnp.ones(200), joined=False) <= 24
+    assert mapped.chunk(0.0, jnp.ones(200), need / 8, joined=False) <= 12
     with pytest.raises(InputError, match="no rows"):
         mapped(0.0, jnp.ones(0))
 

@@ -22,6 +22,7 @@ from ppds_jax.attacks.observe import Questions
 from ppds_jax.devices import Layout
 from ppds_jax.harness import config, training
 from ppds_jax.harness.progress import Progress
+from ppds_jax.harness.shadows import Shadows
 from ppds_jax.mapping import Mapped
 from ppds_jax.pipeline import classification
 from ppds_jax.types import InputError
@@ -201,6 +202,54 @@ def test_what_is_seen_of_all_models_counts_as_memory(
             game.run(subject(classifier()), At(0, lambda: pytest.fail("trained")))
 
 
+def test_looks_are_as_wide_as_planned_before_training(tmp_path, monkeypatch):
+    """Though a process that was killed had other memory free than the next has."""
+    here, counted = runtime(tmp_path / "cut", "vmap"), []
+    run(runtime(tmp_path / "whole", "vmap"))
+    looks = lambda self, shared: isinstance(shared[0], Questions)
+    counting = Mapped.chunk
+
+    def one(self, shared, *rest, **how):
+        counted.append(looks(self, shared))
+        return 1 if counted[-1] else counting(self, shared, *rest, **how)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Mapped, "chunk", one)
+        cut.setattr(Shadows, "_observe", lambda self, *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(here)
+    assert counted[0], "before any model's first step"
+    monkeypatch.setattr(Mapped, "chunk", lambda self, *given, **how: 1 / 0)
+    run(here)  # counts nothing anew
+    seen = lambda path: [
+        json.loads(line)["width_per_device"]
+        for file in (path / "observed").rglob("layouts.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert (seen(here.work_dir), seen(tmp_path / "whole")) == ([1], [2])
+
+
+def test_a_checkpoint_of_too_many_models_says_what_to_do(tmp_path, monkeypatch, capsys):
+    """Less memory than the run had that wrote it; nothing of it is lost by asking."""
+    made, here = classifier(), runtime(tmp_path, "vmap")
+    term = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    stopped(lambda: run(here, made, term, 1.0), signal.SIGTERM, capsys)
+    (kept,) = checkpoints(tmp_path)
+    with monkeypatch.context() as few:
+        few.setattr(training.Trainer, "fitting", _narrow)
+        here = dataclasses.replace(here, memory=10**11)  # another plan
+        with pytest.raises(InputError, match=r"2 models go on .* trained anew"):
+            run(here, made)
+    assert checkpoints(tmp_path) == [kept]
+
+
+def _narrow(self, rows, joined=False):
+    """One model at a time fits; results of two do not."""
+    if joined:
+        raise InputError("memory=1GB: too little")
+    return 1
+
+
 def test_a_width_that_memory_changes_is_on_record(tmp_path, monkeypatch, capsys):
     """As a vmap runs out of it in the middle of a training."""
     term = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -305,7 +354,7 @@ def test_a_width_holds_until_another_is_asked_for(asked, tmp_path, capsys, monke
     interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
     cut = lambda: run(here, made, interrupt, 1.0)
     assert stopped(cut, signal.SIGINT, capsys) == 130
-    monkeypatch.setattr(training.Trainer, "fitting", lambda self, rows: 1)
+    monkeypatch.setattr(training.Trainer, "fitting", lambda self, *rows, **how: 1)
     if asked:
         here = dataclasses.replace(here, memory=10**11)
     with warnings.catch_warnings(record=True) as said:

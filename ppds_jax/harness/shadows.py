@@ -21,7 +21,7 @@ from ppds_jax.devices import Layout
 from ppds_jax.harness import config, hosts
 from ppds_jax.harness.progress import Progress
 from ppds_jax.harness.source import code
-from ppds_jax.harness.store import Store, complete, stack
+from ppds_jax.harness.store import Store, complete, plan, stack
 from ppds_jax.harness.training import Batch, Trainer, size_of, stacked_shapes
 from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage
@@ -40,6 +40,14 @@ class Subject(NamedTuple):
     )
     guarantees: Published  # a Guarantee for each release, or None
     attacker: Any = None  # whatever else decides what the attacker sees
+
+
+class View(NamedTuple):
+    """Some looks at a release, one on what the other saw, and where that is kept."""
+
+    release: str
+    looks: tuple[Look, ...]
+    store: Store
 
 
 class Result(NamedTuple):
@@ -76,18 +84,17 @@ class Shadows:
 
         The work of a subject is `cost(subject)` units.
         """
-        load = self._train(subject, done)
-        releases = _present(subject.observers)
-        observations = {
-            release: _merged(
-                [
-                    self._observe(subject, release, i, looks, load, done)
-                    for i, looks in enumerate(views)
-                ]
-            )
-            for release, views in releases.items()
-        }
-        return Result(observations, load)
+        views = self._views(subject)
+        trainer, store = self._trainer(subject)
+        for view in views:  # in its plan before anything is trained, as is an error
+            fitting = functools.partial(self._seeing, views, trainer.published, view)
+            plan(view.store, len(self.member), **self._planning(fitting))
+        load = self._train(trainer, store, done)
+        seen: dict[str, list[Observation]] = {}
+        for view in views:
+            observed = self._observe(subject, trainer.published, view, load, done)
+            seen.setdefault(view.release, []).append(observed)
+        return Result({name: _merged(parts) for name, parts in seen.items()}, load)
 
     def cost(self, subject: Subject) -> int:
         """Units of work: one for each model's training, and one for each view of it."""
@@ -106,8 +113,20 @@ class Shadows:
         )
         return re.sub(r"\W+", "-", subject.name) + "-" + identity
 
-    def _train(self, subject: Subject, done: Progress) -> Callable[[int], Published]:
-        """Trains what is missing; returns the function that loads a row."""
+    def _views(self, subject: Subject) -> list[View]:
+        """Of all releases that somebody looks at."""
+        questions = [np.asarray(x) for x in jax.tree.leaves(self.questions)]
+        path = self.runtime.work_dir / "observed" / self._folder(subject)
+        found = []
+        for release, views in _present(subject.observers).items():
+            for i, looks in enumerate(views):
+                seen = config.identity(
+                    (release, i), subject.attacker, code(*_ON_PHI), *questions
+                )
+                found.append(View(release, looks, Store(path / f"{release}-{seen}")))
+        return found
+
+    def _trainer(self, subject: Subject) -> tuple[Trainer, Store]:
         path = self.runtime.work_dir / "trained" / self._folder(subject)
         store = Store(path, config.as_json(subject.config))
         trainer = Trainer(
@@ -119,6 +138,12 @@ class Shadows:
             self.runtime.checkpoint_every,
             functools.partial(self._note, store),
         )
+        return trainer, store
+
+    def _train(
+        self, trainer: Trainer, store: Store, done: Progress
+    ) -> Callable[[int], Published]:
+        """Trains what is missing; returns the function that loads a row."""
 
         def batch(rows: list[int]) -> Batch:
             keys = self._keys(rows)
@@ -133,88 +158,81 @@ class Shadows:
             trainer.forget()
             done(count)
 
-        def fitting(rows: int) -> int:
-            fit = trainer.fitting(rows)
-            if self.runtime.layout.memory:  # is it enough for what comes after, too?
-                self._foresee(subject, trainer.published, rows)
-            return fit
-
         interrupted = functools.partial(trainer.interrupted, store.__contains__)
-        self._complete(
-            store, compute, done, saved, fitting, trainer.planned, interrupted
-        )
+        planning = self._planning(trainer.fitting) | {"interrupted": interrupted}
+        self._complete(store, compute, planning, saved, done.found, trainer.planned)
         return functools.partial(store.load, like=trainer.published)
 
-    def _foresee(self, subject: Subject, published: Published, rows: int) -> None:
-        """Decides how many of `rows` models each look can take; an error, if none.
+    def _seeing(
+        self, views: list[View], published: Published, view: View, rows: int
+    ) -> int:
+        """How many of `rows` models all looks of a view can take in one call.
 
-        Also where the observations of all models, kept on the host, are too many.
+        Raises:
+          InputError: too little memory for one, or for what is seen of all models,
+            which is kept on the host.
         """
-        key, seen, layout = jax.eval_shape(jax.random.key, 0), 0, self.runtime.layout
-        for release, views in _present(subject.observers).items():
-            for looks in views:
-                like = getattr(published, release)
-                for i, look in enumerate(looks):
-                    run, row = _mapped_look(look, layout), (key, like)
-                    host = 2 * size_of(like)  # as they are loaded and stacked
-                    run.chunk((self.questions, i), stacked_shapes(rows, row), host)
-                    like = jax.eval_shape(look, key, like, self.questions)
-                seen += size_of(like) * len(self.member)
-        free = layout.free()
-        if layout.beside(seen) > free:
+        key, layout = jax.eval_shape(jax.random.key, 0), self.runtime.layout
+        like, fit = getattr(published, view.release), rows
+        for i, look in enumerate(view.looks):
+            host = 2 * size_of(like)  # as they are loaded and stacked
+            given = (self.questions, i), stacked_shapes(fit, (key, like))
+            fit = _mapped_look(look, layout).chunk(*given, host, joined=False)
+            like = jax.eval_shape(look, key, like, self.questions)
+        if fit < rows:
+            return self._seeing(views, published, view, fit)  # and all anew
+        each = sum(size_of(self._seen(published, view)) for view in views)
+        seen, free = each * len(self.member), layout.free()
+        if layout.memory and layout.beside(seen) > free:
             raise InputError(
-                f"memory={(layout.memory or 0) / 1e9:.3g}GB: what is seen of "
+                f"memory={layout.memory / 1e9:.3g}GB: what is seen of "
                 f"{len(self.member)} models takes {seen / 1e9:.3g} GB, on each device "
                 f"{layout.beside(seen) / 1e9:.3g} of {max(free, 0) / 1e9:.3g} that are "
                 "left: allow more memory, or fewer models, images or signals"
             )
+        return fit
+
+    def _seen(self, published: Published, view: View) -> Observation:
+        """Shapes and types of what is seen of one model."""
+        key, like = jax.eval_shape(jax.random.key, 0), getattr(published, view.release)
+        for look in view.looks:
+            like = jax.eval_shape(look, key, like, self.questions)
+        return like
 
     def _observe(
-        self,
-        subject: Subject,
-        release: str,
-        view: int,
-        looks: tuple[Look, ...],
-        load,
-        done,
+        self, subject: Subject, published: Published, view: View, load, done
     ) -> Observation:
-        questions = [np.asarray(x) for x in jax.tree.leaves(self.questions)]
-        seen = config.identity(
-            (release, view), subject.attacker, code(*_ON_PHI), *questions
-        )
-        path = self.runtime.work_dir / "observed" / self._folder(subject)
-        store = Store(path / f"{release}-{seen}")
+        layout, most = self.runtime.layout, 0
+
+        def planned(width: int) -> None:
+            nonlocal most
+            most = width
 
         def compute(rows: list[int]) -> Observation:
-            seen = stack(lambda row: getattr(load(row), release), rows)
-            for i, look in enumerate(looks):
-                run = _mapped_look(look, self.runtime.layout)
-                seen = run((self.questions, i), (self._keys(rows), seen))
+            nonlocal most
+            seen = stack(lambda row: getattr(load(row), view.release), rows)
+            for i, look in enumerate(view.looks):
+                run = _mapped_look(look, layout)
+                seen = run((self.questions, i), (self._keys(rows), seen), most)
+                if run.used != most:  # memory ran out
+                    most = run.used
+                    self._note(view.store, layout.described(most))
             return seen
 
-        self._complete(store, compute, done)
-        like = getattr(load(0), release)
-        for look in looks:
-            like = jax.eval_shape(look, jax.random.key(0), like, self.questions)
-        seen = stack(lambda row: store.load(row, like), range(len(self.member)))
-        _check_finite(subject, release, seen)
+        fitting = lambda rows: rows  # it is planned
+        planning = self._planning(fitting)
+        self._complete(view.store, compute, planning, done, done.found, planned)
+        like = self._seen(published, view)
+        seen = stack(lambda row: view.store.load(row, like), range(len(self.member)))
+        _check_finite(subject, view.release, seen)
         return seen
 
     def _keys(self, rows: list[int]):
         base = jax.random.key(self.seed)
         return jax.vmap(lambda row: jax.random.fold_in(base, row))(jnp.array(rows))
 
-    def _complete(
-        self,
-        store: Store,
-        compute: Callable[[list[int]], PyTree],
-        done: Progress,
-        saved: Callable[[int], None] | None = None,
-        fitting: Callable[[int], int] = lambda rows: rows,
-        planned: Callable[[int], None] = lambda width: None,
-        interrupted: Callable[[], list[list[int]]] = list,
-    ) -> None:
-        """Computes this process's share of the rows, and waits for the others."""
+    def _planning(self, fitting: Callable[[int], int]) -> dict[str, Any]:
+        """What `plan` is to go by; `fitting` may lower the width."""
         layout, group = self.runtime.layout, hosts.current()
 
         def width(missing: int) -> int:
@@ -223,23 +241,34 @@ class Shadows:
                 size = fitting(size)  # or an error, before anything is trained
             return size
 
+        kind = layout.described()
+        kind |= {"processes": group.count, "memory": layout.memory}
+        return {"width": width, "layout": kind, "group": group}
+
+    def _complete(
+        self,
+        store: Store,
+        compute: Callable[[list[int]], PyTree],
+        planning: dict[str, Any],
+        done: Callable[[int], None],
+        found: Callable[[int], None],
+        planned: Callable[[int], None],
+    ) -> None:
+        """Computes this process's share of the rows, and waits for the others."""
+
         def told(width: int) -> None:
             planned(width)
-            if group.index == 0:
-                self._note(store, layout.described(width))
+            if hosts.current().index == 0:
+                self._note(store, self.runtime.layout.described(width))
 
         complete(
             store,
             len(self.member),
             compute,
-            width=width,
-            done=saved or done,
-            found=done.found,
-            layout=layout.described()
-            | {"processes": group.count, "memory": layout.memory},
+            done=done,
+            found=found,
             planned=told,
-            interrupted=interrupted,
-            group=group,
+            **planning,
         )
 
     def _note(self, store: Store, layout: dict[str, Any]) -> None:

@@ -133,42 +133,31 @@ class Group:
         """Returns when another process has made `ready()` true."""
 
 
-def complete(
+def plan(
     store: Store,
     rows: int,
-    compute: Callable[[list[int]], PyTree],
     *,
     width: Callable[[int], int],
-    done: Callable[[int], None],
-    found: Callable[[int], None] | None = None,
     layout: dict[str, Any] | None = None,
-    planned: Callable[[int], None] = lambda width: None,
     interrupted: Callable[[], list[list[int]]] = list,
     group: Group | None = None,
-) -> None:
-    """Computes and saves those of the first `rows` rows that the store lacks.
+) -> dict[str, Any]:
+    """Which of the rows that the store lacks are computed together: `complete`'s plan.
 
-    Of k missing rows `compute` takes `width(k)` row numbers at a time and returns
-    arrays with that leading axis; the last call is filled up by repeating a row. Batch
-    i is computed by process i modulo their number; each returns when all are there.
-
-    Which rows are computed together is planned once, and kept in plan.json: a run that
-    goes on where it was killed, on the same layout, computes the same batches.
+    It is made once, and kept in plan.json: a run that goes on where it was killed, on
+    the same layout, computes the same batches.
 
     Args:
-      store, rows, compute, width: as above.
-      done: told of k finished rows.
-      found: told of k rows that were there; by default as `done`.
+      store, rows: as for `complete`.
+      width: of k missing rows, how many are computed at a time. Asked where a plan is
+        made.
       layout: what a plan is good for besides its rows.
-      planned: told how many rows `compute` is about to take at a time.
       interrupted: batches to be finished before others, when a plan is made. Asked
-        before any row is computed.
-      group: the processes that share the work.
+        always, before any row is computed.
+      group: the processes that share the work: the first decides.
 
     Raises:
       InputError: processes of one group that work on different rows.
-      Stopped: a signal came: the batch that was being computed is finished and saved,
-        unless `compute` has stopped at it.
     """
     group = group or Group()
     name = f"{store.path.parent.name}/{store.path.name}"
@@ -197,14 +186,49 @@ def complete(
             f"process 0 on {plan['rows']} of {plan['store']}: do they read the same "
             "data?"
         )
-    todo = [[row for row in batch if row not in store] for batch in plan["batches"]]
+    return plan
+
+
+def complete(
+    store: Store,
+    rows: int,
+    compute: Callable[[list[int]], PyTree],
+    *,
+    done: Callable[[int], None],
+    found: Callable[[int], None] | None = None,
+    planned: Callable[[int], None] = lambda width: None,
+    group: Group | None = None,
+    **planning: Any,
+) -> None:
+    """Computes and saves those of the first `rows` rows that the store lacks.
+
+    Of k missing rows `compute` takes `width(k)` row numbers at a time and returns
+    arrays with that leading axis; the last call is filled up by repeating a row. Batch
+    i is computed by process i modulo their number; each returns when all are there.
+
+    Args:
+      store, rows, compute: as above.
+      done: told of k finished rows.
+      found: told of k rows that were there; by default as `done`.
+      planned: told how many rows `compute` is about to take at a time.
+      group: the processes that share the work.
+      planning: `width` and more that `plan` takes.
+
+    Raises:
+      InputError: processes of one group that work on different rows.
+      Stopped: a signal came: the batch that was being computed is finished and saved,
+        unless `compute` has stopped at it.
+    """
+    group = group or Group()
+    made = plan(store, rows, group=group, **planning)
+    todo = [[row for row in batch if row not in store] for batch in made["batches"]]
     (found or done)(rows - sum(map(len, todo)))
     if todo:
-        planned(plan["width"])
-    for i, (batch, wanted) in enumerate(zip(plan["batches"], todo, strict=True)):
+        planned(made["width"])
+    for i, (batch, wanted) in enumerate(zip(made["batches"], todo, strict=True)):
         if i % group.count != group.index:
             continue
-        padded = batch + batch[-1:] * (plan["width"] - len(batch))
+        padded = batch + batch[-1:] * (made["width"] - len(batch))
         signals.check()
         with signals.held():
             results = jax.device_get(compute(padded))

@@ -24,7 +24,7 @@ from ppds_jax.harness.checkpoints import Checkpoints
 from ppds_jax.harness.progress import Progress, rate
 from ppds_jax.mapping import Mapped, map_shadows
 from ppds_jax.pipeline import Stage, run_stages
-from ppds_jax.types import Dataset, Key, Published, PyTree
+from ppds_jax.types import Dataset, InputError, Key, Published, PyTree
 
 SECONDS = 5.0  # that one chunk of steps should take
 COPIES = 3  # of a model on the host, at most: as it is published, saved, kept by orbax
@@ -88,8 +88,11 @@ class Trainer:
         run = lambda key, data: run_stages(key, self.stages, data)
         return jax.eval_shape(run, jax.random.key(0), self.data)
 
-    def fitting(self, rows: int) -> int:
-        """How many of `rows` models every stage can train in one call."""
+    def fitting(self, rows: int, joined: bool = False) -> int:
+        """How many of `rows` models every stage can train in one call.
+
+        With all of the others' as well, where their results are `joined`.
+        """
         host = COPIES * size_of(self.published)
         key = jax.eval_shape(lambda: jax.random.key(0))
         fit = rows
@@ -97,13 +100,15 @@ class Trainer:
             row: tuple = key, self.data.member, self._until(i)
             shared = self._shared(i)
             begins = _begins(stage.begin, self.layout)
-            fit = begins.chunk(shared, stacked_shapes(fit, row), host)
+            like = stacked_shapes(rows if joined else fit, row)
+            fit = min(fit, begins.chunk(shared, like, host, joined))
             if stage.advance is not None:
                 row = *row, getattr(self.published, stage.release)
                 run = _advances(stage.advance, self.layout)
                 ends = 0, stage.num_steps
-                fit = run.chunk((*shared, *ends), stacked_shapes(fit, row), host)
-        return rows if fit == rows else self.fitting(fit)  # so many at once, all anew
+                like = stacked_shapes(rows if joined else fit, row)
+                fit = min(fit, run.chunk((*shared, *ends), like, host, joined))
+        return fit if joined or fit == rows else self.fitting(fit)  # and all anew
 
     def train(
         self, rows: list[int], batch: Callable[[list[int]], Batch], report: Progress
@@ -171,7 +176,16 @@ class Trainer:
 
     def _most(self, rows: int) -> int:
         """How many of `rows` models go in one call: as planned, or as many as fit."""
-        return self._plan if rows <= self._plan else self.fitting(rows)
+        if rows <= self._plan:
+            return self._plan
+        try:
+            return self.fitting(rows, joined=True)
+        except InputError as error:
+            raise InputError(
+                f"{error}. {rows} models go on together from a checkpoint: without "
+                f"{self.folder} and plan.json beside it, they are trained anew, fewer "
+                "at once"
+            ) from None
 
     def _places(
         self, batch: Batch, at: Place, most: int, report: Progress
