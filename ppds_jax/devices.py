@@ -87,6 +87,7 @@ def spread(rows: jax.Array) -> jax.Array:
 MANY = 16  # simulated devices a core
 GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 CACHE_ROWS = 32  # images whose activations stay in a CPU's cache
+SPARE = 32 * 2**20  # bytes of a CPU, of those allowed: for programs yet to be compiled
 
 
 def block_rows(rows: int) -> int:
@@ -291,7 +292,7 @@ class Layout:
             limit = min(0.9 * stats.get("bytes_limit", np.inf), self.memory or np.inf)
             return limit - max(stats.get("bytes_in_use", 0) - held, 0)
         if self.memory is not None:
-            return (self.memory - _resident()) / np.prod(self.shape) + held
+            return (self.memory - _resident() - SPARE) / np.prod(self.shape) + held
         return 0.8 * _available() / np.prod(self.shape) + held
 
     def beside(self, host: float) -> float:

@@ -249,7 +249,7 @@ def test_arguments_that_lie_there_are_counted_once(mode, monkeypatch):
     )
     beside = copies * (given._need(shared, row, 4)[0] - shared.nbytes) - row.nbytes
     assert 0 < beside < row.nbytes + 10**5, "results, and little else"
-    memory = int(devices._resident() + beside)
+    memory = int(devices._resident() + devices.SPARE + beside)
     assert map_shadows(fn, Layout(mode, memory=memory + 9))(shared, row).size
     with pytest.raises(InputError, match="memory="):
         map_shadows(fn, Layout(mode, None, None, memory - 9))(shared, row)

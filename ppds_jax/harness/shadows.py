@@ -86,10 +86,13 @@ class Shadows:
         """
         views = self._views(subject)
         trainer, store = self._trainer(subject)
-        for view in views:  # in its plan before anything is trained, as is an error
+        training = self._planning(trainer.fitting)
+        training["interrupted"] = lambda: trainer.interrupted(store.__contains__)
+        plan(store, len(self.member), **training)
+        for view in views:  # before anything is trained
             fitting = functools.partial(self._seeing, views, trainer.published, view)
             plan(view.store, len(self.member), **self._planning(fitting))
-        load = self._train(trainer, store, done)
+        load = self._train(trainer, store, training, done)
         seen: dict[str, list[Observation]] = {}
         for view in views:
             observed = self._observe(subject, trainer.published, view, load, done)
@@ -141,7 +144,7 @@ class Shadows:
         return trainer, store
 
     def _train(
-        self, trainer: Trainer, store: Store, done: Progress
+        self, trainer: Trainer, store: Store, planning: dict[str, Any], done: Progress
     ) -> Callable[[int], Published]:
         """Trains what is missing; returns the function that loads a row."""
 
@@ -158,8 +161,6 @@ class Shadows:
             trainer.forget()
             done(count)
 
-        interrupted = functools.partial(trainer.interrupted, store.__contains__)
-        planning = self._planning(trainer.fitting) | {"interrupted": interrupted}
         self._complete(store, compute, planning, saved, done.found, trainer.planned)
         return functools.partial(store.load, like=trainer.published)
 
