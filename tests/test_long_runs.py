@@ -218,7 +218,7 @@ def test_looks_are_as_wide_as_planned_before_training(tmp_path, monkeypatch):
         cut.setattr(Shadows, "_observe", lambda self, *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(here)
-    assert counted[0], "before any model's first step"
+    assert any(counted)
     monkeypatch.setattr(Mapped, "chunk", lambda self, *given, **how: 1 / 0)
     run(here)  # counts nothing anew
     seen = lambda path: [
