@@ -143,6 +143,24 @@ def test_a_number_below_its_range_is_refused_by_name(config):
             return
 
 
+def test_ten_thousand_images_are_one_call_of_one_program(digits):
+    generator, traced = made(GENERATORS[0]), []
+
+    def sample(key, state, label, public):
+        traced.append(label.size)
+        return generator.sample(key, state, label, public)
+
+    sampler = Balanced(num_images=10_000, batch_size=500).make(DIGITS)
+    counted = generator._replace(sample=sample)
+    draw = jax.jit(lambda key, state: sampler.draw(key, counted, state, digits))
+    state = jax.jit(lambda data: fit(key(), generator, data)[0])(digits)
+    first, second = (draw(jax.random.key(i), state).image for i in (0, 1))
+    assert first.shape == (10_000, *DIGITS.image_shape)
+    assert traced == [500]
+    assert draw._cache_size() == 1
+    assert (first != second).any()
+
+
 def pipeline(config):
     generator = made(config)
     sampler = Balanced(batch_size=32).make(DIGITS)
