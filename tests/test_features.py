@@ -26,6 +26,7 @@ MAPS = {
     "fourier": fourier(20, (0.2, 0.5)),
     "tangent": tangent(9),
     "convolutions": composed(NET, PARAMS, tangent(9)),
+    "convolutions, fourier": composed(NET, PARAMS, fourier(20, (0.4,))),
 }
 
 
@@ -132,6 +133,29 @@ def test_the_distance_counts_no_pair_of_an_image_with_itself():
     expected = pairs.sum((1, 2)) / 12 - 2 * (z.mean(1) * target).sum(1)
     found = distance(features, params, image, target)
     np.testing.assert_allclose(found - 1 / 3, expected.mean(), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e30, np.inf, np.nan])
+def test_no_output_of_a_network_makes_a_norm_above_1(scale):
+    net = Net(lambda key, x: None, lambda p, x: scale * (x[..., 0] + 1))
+    z, _ = each(composed(net, None, tangent(9)), extremes())
+    norm = np.linalg.norm(z, axis=1)
+    assert (norm <= 1 + 1e-5).all()
+    assert (norm >= 0.999).all()
+
+
+def test_outputs_of_a_network_weigh_as_much_as_the_pixels():
+    """So much that another network's features are far from one's."""
+    image = jax.random.uniform(jax.random.key(9), (4, *SHAPE))
+    weight = jnp.ones(4) / 4
+    rows = []
+    for seed in (1, 2):
+        params = NET.init(jax.random.key(seed), image)
+        features = composed(NET, params, tangent(9))
+        given = features.init(jax.random.key(0), SHAPE)
+        rows.append(features.total(given, image, weight))
+    cosine = rows[0] @ rows[1] / jnp.linalg.norm(rows[0]) / jnp.linalg.norm(rows[1])
+    assert cosine < 0.95
 
 
 def test_a_network_of_ones_own_serves_as_features():

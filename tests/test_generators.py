@@ -77,10 +77,12 @@ def release(config, data, budget, key=0):
     return np.asarray(state if isinstance(config, ClassMean) else state.embedding)
 
 
+LETTERS = pytest.mark.xdist_group("letters")  # learnt once in a process
 ONE_SHOT = [
     ClassMean(),
     DPMerf(features=50, num_steps=1),
-    DPMepf(hidden=4, num_steps=1),
+    DPMerf(features=50, num_steps=1, on="scattering"),
+    pytest.param(DPMepf(simulator="letters", hidden=4, num_steps=1), marks=LETTERS),
     DPNTK(hidden=4, num_steps=1),
 ]
 
@@ -119,6 +121,7 @@ def test_the_vae_learns(digits):
 
 MATCHING = [
     DPMerf(features=100, num_steps=200),
+    DPMerf(features=100, num_steps=50, on="scattering"),
     DPMepf(hidden=20, num_steps=200),
     DPNTK(hidden=20, num_steps=200),
 ]
@@ -149,6 +152,7 @@ def test_features_of_a_pretrained_network_are_used_and_declared(digits):
     assert embedding.shape == (10, 4 * (64 + 12 + 1) + 1)  # pixels, outputs, a bias
 
 
+@LETTERS
 def test_a_network_learns_a_simulators_characters(digits):
     """Its features tell letters apart better than a random network's do.
 

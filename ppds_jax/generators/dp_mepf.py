@@ -26,21 +26,22 @@ from ppds_jax.types import (
 class DPMepf(Matching):
     """Matches class means of features of the pixels and a public network's output.
 
-    With g(x) the pixels beside the network's output, phi(x) is the gradient of a random
-    network of one hidden ReLU layer on g(x), scaled to norm 1, as in `DPNTK`. The sum
-    over i of phi(x_i) (x) e_{y_i} is released once, with the number of images of each
-    class; a generator is fitted to the classes' means by squared distance. The paper
-    takes the first two moments of a deeper network's outputs, without the pixels.
+    With g(x) the pixels beside the network's output, of the same norm, phi(x) is the
+    gradient of a random network of one hidden ReLU layer on g(x), scaled to norm 1, as
+    in `DPNTK`. The sum over i of phi(x_i) (x) e_{y_i} is released once, with the number
+    of images of each class; a generator is fitted to the classes' means by squared
+    distance. The paper takes the first two moments of a deeper network's outputs,
+    without the pixels.
 
     The network is two convolutions deep. It has learnt to tell a simulator's characters
     apart, or it is a random one. Another is given to `make`:
 
         DPMepf().make(spec, budget, extractor=(net, params))
 
-    **Privacy:** zero-out. Each phi(x) has norm 1, and an image is in one class; one
-    Gaussian release (see `generators.matching`). Both networks are public. Characters
-    are drawn by code of this package; images that a given network was trained on are
-    not covered, and a note on the guarantee says so.
+    **Privacy:** zero-out. Each phi(x) has norm 1 at most, and an image is in one class;
+    one Gaussian release (see `generators.matching`). Both networks are public.
+    Characters are drawn by code of this package; images that a given network was
+    trained on are not covered, and a note on the guarantee says so.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
     0.705 ± 0.05 in 94 s; MNIST, epsilon 10: 0.713 ± 0.03 in 45 s; Fashion-MNIST,
@@ -53,9 +54,11 @@ class DPMepf(Matching):
     al., arXiv 2303.01687 (phi).
 
     Attributes:
-      simulator: whose characters the network learns before, half a minute on a core:
-        "letters" or "digits" (fonts); "none" for a random network.
+      simulator: whose characters the network learns as it is made, half a minute on a
+        core, once in a process: "letters" or "digits" (fonts); "none" for a random
+        network.
       channels: of the network's first convolution; the second has twice as many.
+        Neither matters where `make` is given an extractor.
       hidden: units of the random ReLU layer.
       bias: as in `DPNTK`.
     """
@@ -105,7 +108,7 @@ def perceptual(
 ) -> PyTree:
     """Parameters of `convolutions(channels)`: random, or from learning characters.
 
-    They depend on nothing but the arguments, and are learnt once in a process.
+    They depend on no private data, and are learnt once in a process.
     """
     with jax.ensure_compile_time_eval():  # whoever traces `make` gets numbers, too
         body = convolutions(channels)

@@ -12,10 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ppds_jax.convolution import im2col
 from ppds_jax.nets import Net
+from ppds_jax.nets.scattering import scattering
 from ppds_jax.types import Key, PyTree
 
 
@@ -106,9 +108,9 @@ def tangent(hidden: int, bias: float = 0.2) -> Features:
 
 
 def convolutions(width: int) -> Net:
-    """Two random 5x5 convolutions of stride 2 with ReLUs: image -> [n h' w' 2 width].
+    """Two 5x5 convolutions of stride 2 with ReLUs: image -> [n h' w' 2 width].
 
-    Weights are scaled so that the outputs' mean square is about that of the pixels.
+    First weights are random, such that the outputs' mean square is about the pixels'.
     """
 
     def init(key, image):
@@ -126,6 +128,12 @@ def convolutions(width: int) -> Net:
     return Net(init, apply)
 
 
+def wavelets(image_shape: tuple[int, int, int]) -> Net:
+    """The scattering transform of images of a shape, which has no parameters."""
+    transform = scattering(*image_shape[:2])
+    return Net(lambda key, image: (), lambda params, image: transform(image))
+
+
 def each_alone(net: Net) -> Net:
     """The network on one image at a time: none can touch another's output."""
 
@@ -136,10 +144,11 @@ def each_alone(net: Net) -> Net:
 
 
 def composed(net: Net, params: PyTree, features: Features) -> Features:
-    """Features of an image's pixels beside a network's output, at the pixels' norm.
+    """Features of an image's pixels beside a network's output, scaled to their norm.
 
     Args:
-      net: `apply(params, image)` gives [n ...], of each image by itself.
+      net: `apply(params, image)` gives [n ...], of each image by itself; what is not
+        finite counts as 0.
       params: the network's, public; `init` of the result puts them beside the map's.
       features: a map of images, which takes each row of d numbers as one of [1 1 d].
     """
@@ -147,9 +156,11 @@ def composed(net: Net, params: PyTree, features: Features) -> Features:
     def rows(params, image):
         x = image.reshape(image.shape[0], -1)
         g = net.apply(params, image).reshape(image.shape[0], -1)
-        square = lambda v: jnp.square(v).sum(1, keepdims=True)
-        g = g * jnp.sqrt(square(x) / (square(g) + 1e-12) + 1e-12)
-        return jnp.concatenate([x, g], axis=1)[:, None, None]
+        g = jnp.where(jnp.isfinite(g), g, 0.0)
+        largest = lax.stop_gradient(jnp.abs(g).max(1, keepdims=True))
+        g = g / jnp.where(largest > 0, largest, 1.0)  # so that no square overflows
+        norm = lambda v: jnp.sqrt(jnp.square(v).sum(1, keepdims=True) + 1e-12)
+        return jnp.concatenate([x, g * (norm(x) / norm(g))], axis=1)[:, None, None]
 
     def init(key, image_shape):
         size = jax.eval_shape(rows, params, jnp.zeros((1, *image_shape))).shape[1:]
