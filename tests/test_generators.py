@@ -81,7 +81,9 @@ LETTERS = pytest.mark.xdist_group("letters")  # learnt once in a process
 ONE_SHOT = [
     ClassMean(),
     DPMerf(features=50, num_steps=1),
-    DPMerf(features=50, num_steps=1, on="scattering"),
+    pytest.param(
+        DPMerf(features=50, num_steps=1, on="scattering"), marks=pytest.mark.slow
+    ),
     pytest.param(DPMepf(simulator="letters", hidden=4, num_steps=1), marks=LETTERS),
     DPNTK(hidden=4, num_steps=1),
 ]
