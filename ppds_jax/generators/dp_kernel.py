@@ -52,11 +52,10 @@ class DPKernel:
     (whose count is released with the sum); Poisson batches, a Gaussian release a step.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.813 ± 0.02 (one seed) in 2 min; MNIST, epsilon 10: 0.833 ± 0.02 in 70 s;
-    Fashion-MNIST, epsilon 1: 0.719 ± 0.02 (one seed) in 2 min; Fashion-MNIST, epsilon
-    10: 0.765 ± 0.02 (one seed) in 2 min. By `python -m experiments.generators small
-    --data FILE.npz --methods DPKernel` with mnist or fashion_mnist for FILE, see
-    `experiments/results/`.
+    0.812 ± 0.02 in 48 s; MNIST, epsilon 10: 0.829 ± 0.02 in 90 s; Fashion-MNIST,
+    epsilon 1: 0.716 ± 0.03 in 54 s; Fashion-MNIST, epsilon 10: 0.765 ± 0.02 in 52 s. By
+    `python -m experiments.generators small --data FILE.npz --methods DPKernel` with
+    mnist or fashion_mnist for FILE, see `experiments/results/`.
 
     **References:** Jiang, Sun et al., Functional Renyi Differential Privacy for
     Generative Modeling, 2023; Hall, Rinaldo and Wasserman, Differential Privacy for

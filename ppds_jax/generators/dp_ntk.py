@@ -23,10 +23,10 @@ class DPNTK(Matching):
     the data.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.887 ± 0.02 (one seed) in 4 min; MNIST, epsilon 10: 0.903 ± 0.02 (one seed) in 4
-    min; Fashion-MNIST, epsilon 1: 0.776 ± 0.02 (one seed) in 4 min; Fashion-MNIST,
-    epsilon 10: 0.801 ± 0.02 (one seed) in 2 min. By `python -m experiments.generators
-    small --data FILE.npz --methods DPNTK` with mnist or fashion_mnist for FILE, see
+    0.887 ± 0.02 in 3 min; MNIST, epsilon 10: 0.908 ± 0.02 (one seed) in 3 min;
+    Fashion-MNIST, epsilon 1: 0.775 ± 0.02 (one seed) in 2 min; Fashion-MNIST, epsilon
+    10: 0.815 ± 0.02 (one seed) in 2 min. By `python -m experiments.generators small
+    --data FILE.npz --methods DPNTK` with mnist or fashion_mnist for FILE, see
     `experiments/results/`.
 
     **References:** Yang, Adamczewski, Sutherland, Li and Park, Differentially Private
