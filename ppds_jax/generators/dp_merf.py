@@ -29,10 +29,10 @@ class DPMerf(Matching):
     made without the data.
 
     **Presets:** accuracy of a CNN, and time on one of two busy cores: MNIST, epsilon 1:
-    0.817 ± 0.02 in 2 min; MNIST, epsilon 10: 0.819 ± 0.02 (one seed) in 2 min;
-    Fashion-MNIST, epsilon 1: 0.699 ± 0.03 in 2 min; Fashion-MNIST, epsilon 10: 0.692 ±
-    0.03 in 93 s. By `python -m experiments.generators small --data FILE.npz --methods
-    DPMerf` with mnist or fashion_mnist for FILE, see `experiments/results/`.
+    0.817 ± 0.02 in 2 min; MNIST, epsilon 10: 0.817 ± 0.02 in 3 min; Fashion-MNIST,
+    epsilon 1: 0.699 ± 0.03 in 2 min; Fashion-MNIST, epsilon 10: 0.692 ± 0.03 in 93 s.
+    By `python -m experiments.generators small --data FILE.npz --methods DPMerf` with
+    mnist or fashion_mnist for FILE, see `experiments/results/`.
 
     **References:** Harder, Adamczewski and Park, DP-MERF: Differentially Private Mean
     Embeddings with Random Features for Practical Privacy-Preserving Data Generation,
