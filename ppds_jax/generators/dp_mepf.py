@@ -55,9 +55,8 @@ class DPMepf(Matching):
     al., arXiv 2303.01687 (phi).
 
     Attributes:
-      simulator: whose characters the network learns as it is made, half a minute on a
-        core, once in a process: "letters" or "digits" (fonts); "none" for a random
-        network.
+      simulator: whose characters the network learns as it is made, once in a process:
+        "letters" or "digits" (fonts); "none" for a random network.
       channels: of the network's first convolution; the second has twice as many.
         Neither matters where `make` is given an extractor.
       hidden: units of the random ReLU layer.
